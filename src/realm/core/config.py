@@ -1,0 +1,82 @@
+"""Frozen configuration. CLI defaults are read from these classes; derive changed copies with `dataclasses.replace`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from realm.core.errors import InvalidRequest
+
+
+class KVType(StrEnum):
+    """Storage type of cached keys and values."""
+
+    F16 = "f16"
+    INT8 = "int8"
+    F32 = "f32"
+
+
+def default_threads() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculativeConfig:
+    """Drafting. `draft_k` is the draft length tried first; `max_draft_tokens` bounds the adaptive length."""
+
+    draft_k: int = 4
+    max_draft_tokens: int = 16
+    lookup: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model to load. Names as in the original Realm."""
+
+    model_path: str | Path
+    model_id: str = ""
+    draft_model_path: str | Path | None = None
+    draft_model_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of one engine.
+
+    Raises:
+        InvalidRequest: a value out of range, naming the field.
+    """
+
+    max_batch_size: int = 32
+    """Requests in one step."""
+    max_seq_len: int | None = None
+    """Tokens of prompt plus output of one request; the model's own context length, at most 8,192, if None."""
+    max_batch_tokens: int = 512
+    """Tokens in one step, over all requests."""
+    kv_cache_tokens: int | None = None
+    """Tokens the KV pool holds; enough for `max_batch_size` requests of 1,024 tokens, at least one `max_seq_len`, if None."""
+    kv_block_tokens: int = 32
+    """Tokens in one KV block; a multiple of 16."""
+    kv_type: KVType = KVType.F16
+    prefix_cache: bool = True
+    max_queued: int = 256
+    """Requests that wait for a place in the batch; one more is refused with 429."""
+    num_threads: int = field(default_factory=default_threads)
+    speculative: SpeculativeConfig | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "max_batch_tokens", "kv_block_tokens", "max_queued", "num_threads"):
+            if getattr(self, name) < 1:
+                raise InvalidRequest(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
+        if self.kv_block_tokens % 16:
+            raise InvalidRequest(
+                f"kv_block_tokens must be a multiple of 16, got {self.kv_block_tokens}", param="kv_block_tokens"
+            )
+        if self.max_batch_tokens < self.max_batch_size:
+            raise InvalidRequest(
+                f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_batch_size ({self.max_batch_size})",
+                param="max_batch_tokens",
+            )
