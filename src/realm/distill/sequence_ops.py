@@ -1,0 +1,142 @@
+"""The decoder's ops over dense batches of equally long sequences, in torch, with gradients and an optional dense KV cache.
+
+Used to train drafts and to let the target write their training text, on any torch device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from realm.core.types import Float32Array
+from realm.kernels.ops import Activation, AttentionSpec, Linear, QuantTensor, Rope
+
+
+@dataclass
+class DenseCache:
+    """Keys and values of every layer, [B, G, max_tokens, D] each, allocated as layers first write."""
+
+    batch_size: int
+    max_tokens: int
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B, G, T, D] at `positions` [T] and give the whole cache of the layer."""
+        if layer not in self.keys:
+            shape = (self.batch_size, key.shape[1], self.max_tokens, key.shape[3])
+            self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
+        self.keys[layer].index_copy_(2, positions, key)
+        self.values[layer].index_copy_(2, positions, value)
+        return self.keys[layer], self.values[layer]
+
+
+class SequenceOps:
+    """`Ops[Tensor]` on activations [B, T, C].
+
+    Args:
+        parameters: tensors by GGUF name, on one device; matrices are [N, K].
+        token_ids: [B, T].
+        positions: [T], the same for every sequence.
+        cache: attend over a dense cache; without one, over the T tokens given.
+        last_only: give logits of the last position only.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        token_ids: Tensor,
+        positions: Tensor,
+        cache: DenseCache | None = None,
+        last_only: bool = False,
+    ) -> None:
+        self.parameters = parameters
+        self.token_ids = token_ids
+        self.positions = positions
+        self.cache = cache
+        self.last_only = last_only
+        self._angles: dict[Rope, tuple[Tensor, Tensor]] = {}
+
+    def embed(self, table: QuantTensor, scale: float) -> Tensor:
+        """[B, T, C]."""
+        return F.embedding(self.token_ids, self.parameters[table.name]) * scale
+
+    def rms_norm(self, x: Tensor, weight: Float32Array, eps: float) -> Tensor:
+        """RMS norm in float32, result in x's type."""
+        return _rms_norm(x, self._vector(weight), eps)
+
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        """[B, T, N]: parts side by side."""
+        parts = []
+        for part, bias in zip(weight.parts, weight.biases, strict=True):
+            b = None if bias is None else self._vector(bias).to(x.dtype)
+            parts.append(F.linear(x, self.parameters[part.name].to(x.dtype), b))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def attention(self, qkv: Tensor, spec: AttentionSpec) -> Tensor:
+        """[B, T, H*D]."""
+        batch, length, _ = qkv.shape
+        heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        q, k, v = qkv.view(batch, length, heads + 2 * kv_heads, dim).transpose(1, 2).split([heads, kv_heads, kv_heads], 1)
+        if spec.q_norm is not None and spec.k_norm is not None:
+            q = _rms_norm(q, self._vector(spec.q_norm), spec.norm_eps)
+            k = _rms_norm(k, self._vector(spec.k_norm), spec.norm_eps)
+        q, k = self._rotate(q, spec.rope), self._rotate(k, spec.rope)
+        key_positions = self.positions
+        if self.cache is not None:
+            k, v = self.cache.write(spec.layer, self.positions, k, v)
+            key_positions = torch.arange(self.cache.max_tokens, device=k.device)
+        distance = self.positions[:, None] - key_positions[None, :]
+        mask = distance >= 0
+        if spec.window is not None:
+            mask = mask & (distance < spec.window)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale, enable_gqa=True)
+        return out.transpose(1, 2).reshape(batch, length, heads * dim)
+
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """[B, T, F]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Sum."""
+        return x + y
+
+    def logits(self, x: Tensor, norm_weight: Float32Array, eps: float, head: Linear) -> Tensor:
+        """[B, T or 1, V]."""
+        return self.linear(self.rms_norm(x[:, -1:] if self.last_only else x, norm_weight, eps), head)
+
+    def _vector(self, weight: Float32Array) -> Tensor:
+        # Norm weights are handed over as arrays; trained copies are found by identity.
+        known = self.parameters.get(vector_key(weight))
+        return known if known is not None else torch.from_numpy(weight).to(self.positions.device)
+
+    def _rotate(self, x: Tensor, rope: Rope) -> Tensor:
+        if rope not in self._angles:
+            inv_freq = torch.tensor(rope.inv_freq, dtype=torch.float64, device=x.device)
+            angles = self.positions.double()[:, None] * inv_freq
+            self._angles[rope] = ((angles.cos() * rope.mscale).to(x.dtype), (angles.sin() * rope.mscale).to(x.dtype))
+        cos, sin = self._angles[rope]
+        rotary = 2 * len(rope.inv_freq)
+        r, rest = x[..., :rotary], x[..., rotary:]
+        if rope.interleaved:
+            a, b = r[..., 0::2], r[..., 1::2]
+            r = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+        else:
+            a, b = r.chunk(2, dim=-1)
+            r = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        return torch.cat([r, rest], dim=-1)
+
+
+def vector_key(weight: Float32Array) -> str:
+    """Name under which a norm or bias vector's trainable copy is kept in `parameters`."""
+    return f"vector:{weight.__array_interface__['data'][0]}"
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    y = x.float()
+    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
