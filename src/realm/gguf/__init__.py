@@ -1,0 +1,1 @@
+"""GGUF files: read (hostile-safe, mmapped), dequantise, quantise, write."""
