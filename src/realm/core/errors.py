@@ -76,6 +76,14 @@ class ModelFileError(RealmError):
     default_code = "invalid_model_file"
 
 
+class Unavailable(RealmError):
+    """The server is starting, shutting down, or a model's engine has broken down (503)."""
+
+    status = 503
+    type = "server_error"
+    default_code = "unavailable"
+
+
 class DeadlineExceeded(RealmError):
     """The request's deadline passed before it ended (504)."""
 
