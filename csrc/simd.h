@@ -1,0 +1,50 @@
+// Sixteen-lane vectors for the kernels, with the same bits on every instruction set.
+//
+// A kernel source is compiled once per instruction set, with exactly one of REALM_ISA_AVX512VNNI, REALM_ISA_AVX2VNNI,
+// REALM_ISA_AVX2 or none of them (portable) defined. Everything lives in a namespace named after the instruction set, so
+// the copies never collide. Kernel sources must not use inline functions of the standard library (std::max and so on):
+// the linker may keep the copy that was compiled for a newer CPU.
+//
+// Only operations that IEEE 754 fixes to the last bit are offered, and sums across lanes have one fixed tree. So the same
+// source gives the same bits everywhere, given -ffp-contract=off, no -ffast-math, and the same flush-to-zero mode.
+//
+// Types:      f32x16, i32x16, u8x64, mask16
+// Float:      zero set1 load store + - * / fma(a,b,c)=a*b+c fnma(a,b,c)=c-a*b max min abs neg sqrt
+//             (max and min give the second operand if one is NaN, as x86 does)
+// Compare:    lt le gt ge eq -> mask16; select(mask, if_true, if_false); first_lanes(n): lanes 0..n-1
+// Convert:    load_f16 store_f16 (nearest even) load_bf16 load_i8 load_u8 store_i8 to_f32 to_i32 (nearest even, |x| < 2^22)
+// Integer:    izero iset1 iload istore + - * shl<n> shr<n> (arithmetic) lane_index as_f32 as_i32
+// Reduce:     reduce_add reduce_max (halves are folded: 16 -> 8 -> 4 -> 2 -> 1)
+// Bytes:      load_u8x64 lo_nibbles hi_nibbles bits_at_left<shift,mask> bits_at_right<shift,mask> operator|
+// Dot:        dot4(acc, weights, four): acc[lane] += sum over i < 4 of weights[lane*4+i] * four[i], exact
+//             dot4_small: the same for weights <= 127; dot4_biased: for weights stored as (w xor 0x80), see kBiasedDotStart
+// Other:      prefetch
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#define REALM_INLINE inline __attribute__((always_inline))
+
+#if defined(REALM_ISA_AVX512VNNI)
+#define REALM_ISA_NAMESPACE avx512vnni
+#include "simd_avx512.h"
+#elif defined(REALM_ISA_AVX2VNNI)
+#define REALM_ISA_NAMESPACE avx2vnni
+#include "simd_avx2.h"
+#elif defined(REALM_ISA_AVX2)
+#define REALM_ISA_NAMESPACE avx2
+#include "simd_avx2.h"
+#else
+#define REALM_ISA_NAMESPACE portable
+#include "simd_portable.h"
+#endif
+
+namespace realm::REALM_ISA_NAMESPACE {
+
+REALM_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+}  // namespace realm::REALM_ISA_NAMESPACE
+
+#include "simd_math.h"
