@@ -1,0 +1,1 @@
+"""Paged KV cache: which block holds what, prefix reuse."""

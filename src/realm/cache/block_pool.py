@@ -135,7 +135,7 @@ class BlockPool:
         cached = set(self._lru)
         used = {b for b in range(self.num_blocks) if self._refs[b] > 0}
         assert len(free) == len(self._free), "a block is free twice"
-        assert not free & cached and not free & used and not cached & used, "a block is in two states"
+        assert not (free & cached) | (free & used) | (cached & used), "a block is in two states"
         assert len(free) + len(cached) + len(used) == self.num_blocks, "a block is lost"
         assert all(refs >= 0 for refs in self._refs), "a reference count is negative"
         assert all(self._hash_of[b] is None for b in free), "a free block has a name"

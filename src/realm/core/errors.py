@@ -98,11 +98,3 @@ class Internal(RealmError):
     status = 500
     type = "server_error"
     default_code = "internal_error"
-
-
-class Unavailable(RealmError):
-    """The engine is shutting down (503)."""
-
-    status = 503
-    type = "server_error"
-    default_code = "shutting_down"

@@ -32,7 +32,7 @@ _MASK32 = 0xFFFFFFFF
 
 @dataclass(slots=True)
 class SampleInputs:
-    """Parameters of the judged rows, as flat arrays. Ragged lists are (starts, values): row s owns starts[s]:starts[s + 1]."""
+    """Parameters of the judged rows. Ragged lists are (starts, values): row s owns starts[s] : starts[s + 1]."""
 
     temperature: Float32Array  # [S], 0: greedy
     top_k: Int32Array  # [S], 0: off
@@ -105,7 +105,8 @@ def adjusted_logits(row: Float32Array, inputs: SampleInputs, s: int) -> Float32A
 
 def kept_weights(row: Float32Array, temperature: float, top_k: int, top_p: float, min_p: float) -> NDArray[np.float64]:
     """Unnormalised weights [V] of adjusted logits, 0 for what a rule removed. `temperature` is above 0."""
-    scaled = (row - row.max()) / np.float32(temperature)
+    with np.errstate(over="ignore"):  # a tiny temperature: -inf is as good as its limit
+        scaled = (row - row.max()) / np.float32(temperature)
     weights = np.exp(scaled.astype(np.float64))
     order = np.argsort(-row, kind="stable")  # falling, equals by lower id
     if 0 < top_k < len(row):
@@ -144,7 +145,8 @@ def _draw(row: Float32Array, inputs: SampleInputs, s: int) -> int:
     weights = kept_weights(row, temperature, top_k, float(inputs.top_p[s]), float(inputs.min_p[s]))
     kept = np.flatnonzero(weights)
     running = np.cumsum(weights[kept])
-    drawn = np.searchsorted(running, uniform(int(inputs.seeds[s]), int(inputs.positions[s])) * running[-1], side="right")
+    target = uniform(int(inputs.seeds[s]), int(inputs.positions[s])) * running[-1]
+    drawn = np.searchsorted(running, target, side="right")
     return int(kept[min(int(drawn), len(kept) - 1)])
 
 
