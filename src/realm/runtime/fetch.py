@@ -103,7 +103,7 @@ def _stream_once(client: httpx.Client, url: str, part: Path, headers: dict[str, 
             check_disk(part.parent, total_bytes - done_bytes)
         with part.open("ab" if done_bytes else "wb") as file:
             progress(label, done_bytes, total_bytes)
-            for chunk in response.iter_bytes(CHUNK_BYTES):
+            for chunk in response.iter_bytes():
                 file.write(chunk)
                 done_bytes += len(chunk)
                 progress(label, done_bytes, total_bytes)
@@ -131,7 +131,6 @@ def fetch(
             attempts_left = _ATTEMPTS_WITHOUT_PROGRESS if after_bytes > before_bytes else attempts_left - 1
             if isinstance(error, httpx.ConnectError) or attempts_left == 0:
                 raise
-            resumed = True
     if sha256 and (actual := sha256_file(part)) != sha256:
         part.unlink()
         if resumed:  # the first half may be from another time; once more, from the start
