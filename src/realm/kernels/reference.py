@@ -1,0 +1,220 @@
+"""The slow truth: every op in plain torch, float32, one request at a time. Fast kernels are tested against this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from realm.core.config import KVType
+from realm.core.types import Batch, Float32Array
+from realm.kernels.ops import Activation, AttentionSpec, Linear, QuantTensor, Rope
+
+KV_DTYPES = {KVType.F16: torch.float16, KVType.F32: torch.float32}
+Dequantize = Callable[[QuantTensor], Float32Array]
+
+
+@dataclass(frozen=True)
+class DenseAdapter:
+    """A low-rank adapter: module (GGUF tensor name) to A [r, K] and B [N, r]; adds `scale * B(A x)`."""
+
+    scale: float
+    modules: Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass
+class DeviceState:
+    """What outlives a step: dequantised weights, the KV pool and the resident adapters."""
+
+    dequantize: Dequantize
+    num_kv_slots: int
+    kv_dtype: torch.dtype
+    adapters: dict[int, DenseAdapter] = field(default_factory=dict)
+    matrices: dict[str, Tensor] = field(default_factory=dict)  # by tensor name, [N, K]
+    keys: dict[int, Tensor] = field(default_factory=dict)  # by layer, [slots, G, D], rotated
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def matrix(self, tensor: QuantTensor) -> Tensor:
+        """The float32 values of `tensor` [N, K], kept for later steps."""
+        if tensor.name not in self.matrices:
+            self.matrices[tensor.name] = torch.from_numpy(self.dequantize(tensor))
+        return self.matrices[tensor.name]
+
+
+class ReferenceOps:
+    """`Ops[Tensor]` for one batch."""
+
+    def __init__(self, state: DeviceState, batch: Batch, block_tokens: int) -> None:
+        self._state = state
+        self._token_ids = torch.from_numpy(batch.token_ids).long()
+        self._logit_rows = torch.from_numpy(batch.logit_rows).long()
+        starts, contexts = batch.query_starts.tolist(), batch.context_lens.tolist()
+        self._adapter_slots = batch.adapter_slots.tolist()  # [R]
+        self._rows = [slice(a, b) for a, b in pairwise(starts)]  # [R]
+        self._contexts = contexts
+        positions = [torch.arange(c, c + r.stop - r.start) for c, r in zip(contexts, self._rows, strict=True)]
+        self._positions = torch.cat(positions)  # [T]
+        self._slots = [  # [R] of KV slots of positions 0 .. context + rows
+            _kv_slots(table, c + r.stop - r.start, block_tokens)
+            for table, c, r in zip(torch.from_numpy(batch.block_tables).long(), contexts, self._rows, strict=True)
+        ]
+
+    def embed(self, table: QuantTensor, scale: float) -> Tensor:
+        """[T, C]."""
+        return self._state.matrix(table)[self._token_ids] * scale
+
+    def rms_norm(self, x: Tensor, weight: Float32Array, eps: float) -> Tensor:
+        """[T, C]."""
+        return _rms_norm(x, weight, eps)
+
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        """[T, N]: the parts side by side."""
+        y = self._project(x, weight)
+        for slot, rows in zip(self._adapter_slots, self._rows, strict=True):
+            if slot >= 0:
+                y[rows] += _side_path(x[rows], weight, self._state.adapters[slot])
+        return y
+
+    def attention(self, qkv: Tensor, spec: AttentionSpec) -> Tensor:
+        """[T, H*D]; writes K and V of all rows first, as a row may attend to any row of its own request."""
+        heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        q, k, v = torch.split(qkv.view(-1, heads + 2 * kv_heads, dim), [heads, kv_heads, kv_heads], 1)
+        if spec.q_norm is not None:
+            q = _rms_norm(q, spec.q_norm, spec.norm_eps)
+        if spec.k_norm is not None:
+            k = _rms_norm(k, spec.k_norm, spec.norm_eps)
+        q, k = rotate(q, self._positions, spec.rope), rotate(k, self._positions, spec.rope)
+        keys, values = self._write(spec, k, v)
+        out = [self._attend(q[rows], keys, values, r, spec) for r, rows in enumerate(self._rows)]
+        return torch.cat(out).reshape(-1, heads * dim)
+
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """[T, F]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """[T, C]."""
+        return x + y
+
+    def logits(self, x: Tensor, norm_weight: Float32Array, eps: float, head: Linear) -> Tensor:
+        """[S, V]. The output head takes no adapter."""
+        return self._project(_rms_norm(x[self._logit_rows], norm_weight, eps), head)
+
+    def _project(self, x: Tensor, weight: Linear) -> Tensor:
+        parts = zip(weight.parts, weight.biases, strict=True)
+        return torch.cat(
+            [F.linear(x, self._state.matrix(p), None if b is None else torch.from_numpy(b)) for p, b in parts], -1
+        )
+
+    def _write(self, spec: AttentionSpec, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [T, G, D] and give the layer's whole pool."""
+        state = self._state
+        if spec.layer not in state.keys:
+            shape = (state.num_kv_slots, spec.num_kv_heads, spec.head_dim)
+            # NaN: a slot that is read before it is written must show.
+            for pool in (state.keys, state.values):
+                pool[spec.layer] = torch.full(shape, torch.nan, dtype=state.kv_dtype)
+        keys, values = state.keys[spec.layer], state.values[spec.layer]
+        new = torch.cat([slots[c:] for slots, c in zip(self._slots, self._contexts, strict=True)])
+        keys[new], values[new] = k.to(state.kv_dtype), v.to(state.kv_dtype)
+        return keys, values
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, request: int, spec: AttentionSpec) -> Tensor:
+        """Request's rows [n, H, D] over its own past: [n, H, D]."""
+        slots = self._slots[request]
+        group = spec.num_heads // spec.num_kv_heads
+        k = keys[slots].float().repeat_interleave(group, dim=1)  # [past, H, D]
+        v = values[slots].float().repeat_interleave(group, dim=1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) * spec.scale
+        distance = self._positions[self._rows[request]][:, None] - torch.arange(len(slots))[None, :]  # [n, past]
+        visible = distance >= 0
+        if spec.window is not None:
+            visible &= distance < spec.window
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
+        return torch.einsum("hqk,khd->qhd", weights, v)
+
+
+class ReferenceExecutor:
+    """`Executor` over `ReferenceOps`: runs the whole decoder anew each step.
+
+    Args:
+        program: the decoder, given the step's ops.
+        dequantize: float32 values of a matrix, [N, K].
+        vocab_size: V.
+        num_kv_blocks: blocks in the KV pool.
+        block_tokens: tokens in one block.
+        kv_type: f16 or f32; what is computed with them is float32 either way.
+        kv_values_per_token: for `kv_bytes`.
+        weights_bytes: as in the file.
+    """
+
+    def __init__(
+        self,
+        program: Callable[[ReferenceOps], Tensor],
+        dequantize: Dequantize,
+        *,
+        vocab_size: int,
+        num_kv_blocks: int,
+        block_tokens: int,
+        kv_type: KVType = KVType.F32,
+        kv_values_per_token: int = 0,
+        weights_bytes: int = 0,
+    ) -> None:
+        kv_dtype = KV_DTYPES[kv_type]
+        self.vocab_size = vocab_size
+        self.num_kv_blocks = num_kv_blocks
+        self.weights_bytes = weights_bytes
+        self.kv_bytes = num_kv_blocks * block_tokens * kv_values_per_token * kv_dtype.itemsize
+        self._program = program
+        self._block_tokens = block_tokens
+        self._state = DeviceState(dequantize, num_kv_blocks * block_tokens, kv_dtype)
+
+    @property
+    def adapters(self) -> dict[int, DenseAdapter]:
+        """Resident adapters by slot; `Batch.adapter_slots` refers to these."""
+        return self._state.adapters
+
+    def step(self, batch: Batch) -> Float32Array:
+        """Logits [S, V]."""
+        with torch.inference_mode():
+            logits: Float32Array = self._program(ReferenceOps(self._state, batch, self._block_tokens)).numpy()
+        return logits
+
+
+def rotate(x: Tensor, positions: Tensor, rope: Rope) -> Tensor:
+    """Rotary embedding of [T, heads, D] at `positions` [T]."""
+    angles = positions.double()[:, None] * torch.tensor(rope.inv_freq, dtype=torch.float64)  # [T, rot/2]
+    cos, sin = ((f(angles) * rope.mscale).float()[:, None, :] for f in (torch.cos, torch.sin))
+    turned, rest = torch.tensor_split(x, [2 * len(rope.inv_freq)], -1)
+    if rope.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    else:
+        a, b = turned.chunk(2, dim=-1)
+        turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return torch.cat([turned, rest], dim=-1)
+
+
+def _side_path(x: Tensor, weight: Linear, adapter: DenseAdapter) -> Tensor:
+    """scale * B(A x) of each part, zeros where the adapter leaves a part alone: [n, N]."""
+    y = x.new_zeros(len(x), weight.num_rows)
+    for part, out in zip(weight.parts, torch.split(y, [p.num_rows for p in weight.parts], -1), strict=True):
+        if part.name in adapter.modules:
+            a, b = adapter.modules[part.name]
+            out += adapter.scale * F.linear(F.linear(x, a), b)
+    return y
+
+
+def _rms_norm(x: Tensor, weight: Float32Array, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * torch.from_numpy(weight)
+
+
+def _kv_slots(table: Tensor, num_tokens: int, block_tokens: int) -> Tensor:
+    """Slots of positions 0 .. num_tokens through one block table [M]."""
+    positions = torch.arange(num_tokens)
+    return table[positions // block_tokens] * block_tokens + positions % block_tokens

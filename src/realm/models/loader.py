@@ -1,0 +1,100 @@
+"""From a GGUF file to something that can step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from realm.core.config import EngineConfig
+from realm.core.errors import InvalidRequest, UnsupportedParameter
+from realm.gguf.metadata import Metadata
+from realm.gguf.reader import GGUFFile
+from realm.kernels.ops import Executor
+from realm.models.config import ModelSpec, read_spec
+from realm.models.decoder import decode
+from realm.models.weights import Progress, Weights, dequantize_tensor, load_weights, rope_factors
+
+Device = Literal["cpu", "reference"]
+
+_DEFAULT_MAX_SEQ_LEN_TOKENS = 8192
+_DEFAULT_KV_TOKENS_PER_REQUEST = 1024
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory, ready to step."""
+
+    spec: ModelSpec
+    executor: Executor
+    metadata: Metadata
+    fingerprint: str
+    """Hex SHA-256 that identifies the weights; part of every cache domain."""
+    max_seq_len: int
+    """Tokens of prompt plus output that one request may have."""
+
+
+def load_model(
+    path: str | Path, config: EngineConfig, device: Device = "cpu", progress: Progress | None = None
+) -> LoadedModel:
+    """Open `path`, check it and make an executor with a KV pool of the size that `config` asks for.
+
+    Args:
+        path: a GGUF file; the first one of a split model.
+        config: limits of the engine that will use it.
+        device: `cpu` for the native kernels, `reference` for plain torch in float32 (slow, exact).
+        progress: called with (tensors done, tensors in all) while weights are read and packed.
+
+    Raises:
+        ModelFileError: the file is missing, corrupt, hostile or of a kind that is not supported.
+        InvalidRequest: `max_seq_len` is more than the model's context.
+    """
+    with GGUFFile.open(path) as file:
+        spec = read_spec(file.metadata, rope_factors(file))
+        max_seq_len = _max_seq_len(config, spec)
+        weights = load_weights(file, spec)
+        executor = _reference_executor(weights, spec, config, _num_kv_blocks(config, max_seq_len), file.size_bytes)
+        return LoadedModel(spec, executor, file.metadata, file.fingerprint, max_seq_len)
+
+
+def _max_seq_len(config: EngineConfig, spec: ModelSpec) -> int:
+    limit = spec.context_length_tokens
+    if config.max_seq_len is None:
+        return min(limit, _DEFAULT_MAX_SEQ_LEN_TOKENS)
+    if not 1 <= config.max_seq_len <= limit:
+        raise InvalidRequest(
+            f"max_seq_len must be between 1 and the model's context length, {limit}, got {config.max_seq_len}",
+            param="max_seq_len",
+        )
+    return config.max_seq_len
+
+
+def _num_kv_blocks(config: EngineConfig, max_seq_len: int) -> int:
+    num_tokens = config.kv_cache_tokens
+    if num_tokens is None:
+        num_tokens = max(config.max_batch_size * min(_DEFAULT_KV_TOKENS_PER_REQUEST, max_seq_len), max_seq_len)
+    if num_tokens < 1:
+        raise InvalidRequest(f"kv_cache_tokens must be at least 1, got {num_tokens}", param="kv_cache_tokens")
+    return -(-num_tokens // config.kv_block_tokens)
+
+
+def _reference_executor(
+    weights: Weights, spec: ModelSpec, config: EngineConfig, num_kv_blocks: int, num_bytes: int
+) -> Executor:
+    # torch is optional, and slow to import.
+    from realm.kernels.reference import KV_DTYPES, ReferenceExecutor
+
+    if config.kv_type not in KV_DTYPES:
+        raise UnsupportedParameter(
+            f"kv_type {config.kv_type.value} is not supported on the reference device", param="kv_type"
+        )
+    return ReferenceExecutor(
+        lambda ops: decode(ops, weights, spec),
+        dequantize_tensor,
+        vocab_size=spec.vocab_size,
+        num_kv_blocks=num_kv_blocks,
+        block_tokens=config.kv_block_tokens,
+        kv_type=config.kv_type,
+        kv_values_per_token=spec.kv_values_per_token,
+        weights_bytes=num_bytes,
+    )
