@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def _sample(logits: Tensor, temperature: float, min_p: float) -> Tensor:
     if temperature == 0.0:
         return logits.argmax(-1)
     scaled = logits.float() / temperature
-    keep = scaled >= scaled.amax(-1, keepdim=True) + torch.log(torch.tensor(min_p, device=logits.device))
+    keep = scaled >= scaled.amax(-1, keepdim=True) + math.log(min_p)
     noise = torch.empty_like(scaled).exponential_().log()
     return (scaled - noise).masked_fill(~keep, -torch.inf).argmax(-1)
 

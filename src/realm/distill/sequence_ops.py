@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,7 @@ class SequenceOps:
         self.cache = cache
         self.last_only = last_only
         self._angles: dict[Rope, tuple[Tensor, Tensor]] = {}
+        self._masks: dict[int | None, Tensor] = {}
 
     def embed(self, table: QuantTensor, scale: float) -> Tensor:
         """[B, T, C]."""
@@ -81,21 +83,24 @@ class SequenceOps:
         """[B, T, H*D]."""
         batch, length, _ = qkv.shape
         heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        q, k, v = qkv.view(batch, length, heads + 2 * kv_heads, dim).transpose(1, 2).split([heads, kv_heads, kv_heads], 1)
+        q, k, v = (
+            qkv.view(batch, length, heads + 2 * kv_heads, dim).transpose(1, 2).split([heads, kv_heads, kv_heads], 1)
+        )
         if spec.q_norm is not None and spec.k_norm is not None:
             q = _rms_norm(q, self._vector(spec.q_norm), spec.norm_eps)
             k = _rms_norm(k, self._vector(spec.k_norm), spec.norm_eps)
         q, k = self._rotate(q, spec.rope), self._rotate(k, spec.rope)
-        key_positions = self.positions
         if self.cache is not None:
             k, v = self.cache.write(spec.layer, self.positions, k, v)
-            key_positions = torch.arange(self.cache.max_tokens, device=k.device)
-        distance = self.positions[:, None] - key_positions[None, :]
-        mask = distance >= 0
-        if spec.window is not None:
-            mask = mask & (distance < spec.window)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale, enable_gqa=True)
-        return out.transpose(1, 2).reshape(batch, length, heads * dim)
+        elif spec.window is None or spec.window >= length:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale, enable_gqa=True)
+            return out.transpose(1, 2).reshape(batch, length, heads * dim)
+        # Heads that share keys become more queries, so that keys are not copied for each.
+        shared = heads // kv_heads
+        q = q.reshape(batch, kv_heads, shared * length, dim)
+        mask = self._mask(k.shape[2], spec.window).repeat(shared, 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale)
+        return out.view(batch, heads, length, dim).transpose(1, 2).reshape(batch, length, heads * dim)
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """[B, T, F]."""
@@ -115,10 +120,17 @@ class SequenceOps:
         known = self.parameters.get(vector_key(weight))
         return known if known is not None else torch.from_numpy(weight).to(self.positions.device)
 
+    def _mask(self, num_keys: int, window: int | None) -> Tensor:
+        if window not in self._masks:
+            key_positions = torch.arange(num_keys, device=self.positions.device)
+            distance = self.positions[:, None] - (self.positions if self.cache is None else key_positions)[None, :]
+            mask = distance >= 0
+            self._masks[window] = mask if window is None else mask & (distance < window)
+        return self._masks[window]
+
     def _rotate(self, x: Tensor, rope: Rope) -> Tensor:
         if rope not in self._angles:
-            inv_freq = torch.tensor(rope.inv_freq, dtype=torch.float64, device=x.device)
-            angles = self.positions.double()[:, None] * inv_freq
+            angles = self.positions.double()[:, None] * _inv_freq(rope, x.device)
             self._angles[rope] = ((angles.cos() * rope.mscale).to(x.dtype), (angles.sin() * rope.mscale).to(x.dtype))
         cos, sin = self._angles[rope]
         rotary = 2 * len(rope.inv_freq)
@@ -135,6 +147,12 @@ class SequenceOps:
 def vector_key(weight: Float32Array) -> str:
     """Name under which a norm or bias vector's trainable copy is kept in `parameters`."""
     return f"vector:{weight.__array_interface__['data'][0]}"
+
+
+@lru_cache
+def _inv_freq(rope: Rope, device: torch.device) -> Tensor:
+    # Kept: a copy from the host is not allowed while a CUDA graph is captured.
+    return torch.tensor(rope.inv_freq, dtype=torch.float64, device=device)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

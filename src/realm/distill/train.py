@@ -53,7 +53,9 @@ def distil(
         vocabulary: token ids [V_draft] the draft can propose; all if None. The target's distribution is
             renormalised over them, positions weighted by the mass they hold.
     """
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+    )
     num_steps = config.epochs * (len(rows) // config.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, num_steps, config.warmup_steps))
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +104,9 @@ def _loss(wanted: Tensor, got: Tensor, vocabulary: Tensor | None, greedy_weight:
     return (1 - greedy_weight) * soft.mean() + greedy_weight * hard, agreement
 
 
-def accepted_lengths(target: Forward, draft: Forward, rows: Tensor, vocabulary: Tensor | None, draft_k: int, device: torch.device) -> float:
+def accepted_lengths(
+    target: Forward, draft: Forward, rows: Tensor, vocabulary: Tensor | None, draft_k: int, device: torch.device
+) -> float:
     """Mean tokens per verification of greedy drafts of `draft_k` tokens over greedy text `rows` [N, T], first token included.
 
     On the target's own greedy text a draft of k tokens is accepted exactly as far as teacher-forced agreement runs.

@@ -1,0 +1,126 @@
+"""Teacher and student of a distillation: a target in torch, and a few of its layers as a trainable draft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from realm.core.errors import InvalidRequest
+from realm.core.types import Float32Array
+from realm.distill.sequence_ops import DenseCache, SequenceOps, vector_key
+from realm.kernels.ops import Linear, QuantTensor
+from realm.models.config import ModelSpec
+from realm.models.decoder import decode
+from realm.models.weights import LayerWeights, Weights, dequantize_tensor
+
+
+def default_layers(num_layers: int, keep: int) -> tuple[int, ...]:
+    """`keep` of `num_layers` layers, evenly spread, the first and the last among them.
+
+    Raises:
+        InvalidRequest: fewer than 1 or more than the target has.
+    """
+    if not 1 <= keep <= num_layers:
+        raise InvalidRequest(f"a draft keeps between 1 and {num_layers} layers, got {keep}", param="layers")
+    if keep == 1:
+        return (0,)
+    return tuple(round(i * (num_layers - 1) / (keep - 1)) for i in range(keep))
+
+
+def prune(weights: Weights, spec: ModelSpec, layers: Sequence[int]) -> tuple[Weights, ModelSpec]:
+    """The model that has only `layers`, sharing every tensor."""
+    kept = replace(weights, layers=tuple(weights.layers[i] for i in layers))
+    return kept, replace(spec, layers=tuple(spec.layers[i] for i in layers))
+
+
+def layer_matrices(layer: LayerWeights) -> list[QuantTensor]:
+    """All matrices of a block."""
+    linears = (layer.qkv, layer.attn_output, layer.gate_up, layer.ffn_down)
+    return [part for linear in linears for part in linear.parts]
+
+
+def layer_vectors(layer: LayerWeights) -> list[Float32Array]:
+    """All norms and biases of a block."""
+    linears = (layer.qkv, layer.attn_output, layer.gate_up, layer.ffn_down)
+    biases = [bias for linear in linears for bias in linear.biases]
+    norms = [
+        layer.attn_norm,
+        layer.ffn_norm,
+        layer.q_norm,
+        layer.k_norm,
+        layer.post_attention_norm,
+        layer.post_ffn_norm,
+    ]
+    return [v for v in (*norms, *biases) if v is not None]
+
+
+@dataclass
+class TorchModel:
+    """A decoder over named torch tensors."""
+
+    weights: Weights
+    spec: ModelSpec
+    parameters: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, weights: Weights, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> TorchModel:
+        """All weights dequantised to `dtype`; vectors stay float32."""
+        parameters: dict[str, Tensor] = {}
+        matrices = [weights.embedding, *weights.head.parts]
+        vectors = [weights.output_norm]
+        for layer in weights.layers:
+            matrices += layer_matrices(layer)
+            vectors += layer_vectors(layer)
+        for matrix in matrices:
+            if matrix.name not in parameters:
+                parameters[matrix.name] = torch.from_numpy(dequantize_tensor(matrix)).to(device, dtype)
+        for vector in vectors:
+            parameters[vector_key(vector)] = torch.from_numpy(vector).to(device)
+        return cls(weights, spec, parameters)
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """Logits [B, T, V] of sequences [B, T]."""
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        return decode(SequenceOps(self.parameters, token_ids, positions), self.weights, self.spec)
+
+    def step(self, token_ids: Tensor, positions: Tensor, cache: DenseCache) -> Tensor:
+        """Logits [B, V] after one more token each, [B, 1] at `positions` [1]."""
+        ops = SequenceOps(self.parameters, token_ids, positions, cache, last_only=True)
+        return decode(ops, self.weights, self.spec)[:, -1]
+
+    def student(self, layers: Sequence[int], vocabulary: Tensor | None) -> tuple[TorchModel, list[Tensor]]:
+        """A trainable draft of `layers` that shares the embedding and the head.
+
+        Args:
+            vocabulary: token ids [V_draft] the head is cut down to; all if None.
+
+        Returns:
+            The draft and the tensors to train (float32 copies of the blocks and the last norm).
+        """
+        weights, spec = prune(self.weights, self.spec, layers)
+        parameters = {m.name: self.parameters[m.name] for m in (weights.embedding, *weights.head.parts)}
+        if vocabulary is not None:
+            head = Linear(tuple(_cut(p, len(vocabulary)) for p in weights.head.parts), weights.head.biases)
+            for part, whole in zip(head.parts, weights.head.parts, strict=True):
+                parameters[part.name] = self.parameters[whole.name][vocabulary]
+            weights = replace(weights, head=head)
+        trainable = []
+        for key in self._block_keys(weights):
+            copy = self.parameters[key].detach().float().clone().requires_grad_(True)
+            parameters[key] = copy
+            trainable.append(copy)
+        return TorchModel(weights, spec, parameters), trainable
+
+    @staticmethod
+    def _block_keys(weights: Weights) -> list[str]:
+        keys = [vector_key(weights.output_norm)]
+        for layer in weights.layers:
+            keys += [m.name for m in layer_matrices(layer)] + [vector_key(v) for v in layer_vectors(layer)]
+        return keys
+
+
+def _cut(part: QuantTensor, num_rows: int) -> QuantTensor:
+    return replace(part, name=f"{part.name}#draft", num_rows=num_rows)
