@@ -39,13 +39,18 @@ class TensorInfo:
         return tensor_type_name(self.type_id)
 
     @property
+    def supported(self) -> bool:
+        """True if Realm can compute with this tensor type."""
+        return self.type_id in LAYOUTS
+
+    @property
     def quant_type(self) -> QuantType:
         """The tensor type.
 
         Raises:
             ModelFileError: a type that Realm cannot compute with.
         """
-        if self.type_id not in LAYOUTS:
+        if not self.supported:
             raise ModelFileError(
                 f"tensor {self.name} is of type {self.type_name}, which is not supported",
                 code="unsupported_tensor_type",
