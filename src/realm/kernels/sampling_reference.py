@@ -107,7 +107,7 @@ def kept_weights(row: Float32Array, temperature: float, top_k: int, top_p: float
     """Unnormalised weights [V] of adjusted logits, 0 for what a rule removed. `temperature` is above 0."""
     with np.errstate(over="ignore"):  # a tiny temperature: -inf is as good as its limit
         scaled = (row - row.max()) / np.float32(temperature)
-    weights = np.exp(scaled.astype(np.float64))
+    weights: NDArray[np.float64] = np.exp(scaled.astype(np.float64))
     order = np.argsort(-row, kind="stable")  # falling, equals by lower id
     if 0 < top_k < len(row):
         weights[order[top_k:]] = 0.0

@@ -1,0 +1,52 @@
+"""Counters of one engine, for metrics and tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from realm.core.types import FinishReason
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Totals since the start, and gauges as they were when `Engine.stats()` was called."""
+
+    num_steps: int = 0
+    """Forward passes."""
+    num_scheduled_tokens: int = 0
+    """Rows over all forward passes: prompt tokens computed, output tokens and drafts."""
+    num_prompt_tokens: int = 0
+    """Prompt tokens of admitted requests."""
+    num_cached_tokens: int = 0
+    """Those of them found in the prefix cache."""
+    num_generated_tokens: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_preemptions: int = 0
+    finished: Counter[FinishReason] = field(default_factory=Counter)
+    """Requests ended, by reason."""
+    schedule_seconds: float = 0.0
+    batch_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    emit_seconds: float = 0.0
+    last_step_seconds: float = 0.0
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_blocks_total: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_cached: int = 0
+
+    @property
+    def step_seconds(self) -> float:
+        """Time spent in steps."""
+        return (
+            self.schedule_seconds + self.batch_seconds + self.forward_seconds + self.sample_seconds + self.emit_seconds
+        )
+
+    @property
+    def kv_usage(self) -> float:
+        """Part of the KV blocks that requests own, 0 to 1."""
+        return self.kv_blocks_used / self.kv_blocks_total if self.kv_blocks_total else 0.0
