@@ -13,12 +13,13 @@
 //             (max and min give the second operand if one is NaN, as x86 does)
 // Compare:    lt le gt ge eq -> mask16; select(mask, if_true, if_false); first_lanes(n): lanes 0..n-1
 // Convert:    load_f16 store_f16 (nearest even) load_bf16 load_i8 load_u8 store_i8 to_f32 to_i32 (nearest even, |x| < 2^22)
-// Integer:    izero iset1 iload istore + - * shl<n> shr<n> (arithmetic) lane_index as_f32 as_i32
+// Integer:    izero iset1 iload istore + - * & shl<n> shr<n> (arithmetic) lane_index as_f32 as_i32
 // Reduce:     reduce_add reduce_max (halves are folded: 16 -> 8 -> 4 -> 2 -> 1)
 // Bytes:      load_u8x64 lo_nibbles hi_nibbles bits_at_left<shift,mask> bits_at_right<shift,mask> operator|
 // Dot:        dot4(acc, weights, four): acc[lane] += sum over i < 4 of weights[lane*4+i] * four[i], exact
 //             dot4_small: the same for weights <= 127; dot4_biased: for weights stored as (w xor 0x80), see kBiasedDotStart
-// Other:      prefetch
+// Partial:    store_first(p, a, n): lanes 0..n-1 only
+// Other:      prefetch; kKernelRows: activation rows that a matrix kernel can keep in registers at once
 #pragma once
 
 #include <cstddef>
@@ -26,6 +27,12 @@
 #include <cstring>
 
 #define REALM_INLINE inline __attribute__((always_inline))
+// In front of a loop whose trip count is a small constant: arrays indexed by it then live in registers.
+#if defined(__clang__)
+#define REALM_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define REALM_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 #if defined(REALM_ISA_AVX512VNNI)
 #define REALM_ISA_NAMESPACE avx512vnni

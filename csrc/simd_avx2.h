@@ -5,6 +5,8 @@
 
 namespace realm::REALM_ISA_NAMESPACE {
 
+constexpr int kKernelRows = 4;
+
 struct f32x16 {
   __m256 lo, hi;
 };
@@ -24,6 +26,11 @@ REALM_INLINE f32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_lo
 REALM_INLINE void store(float* p, f32x16 a) {
   _mm256_storeu_ps(p, a.lo);
   _mm256_storeu_ps(p + 8, a.hi);
+}
+REALM_INLINE void store_first(float* p, f32x16 a, int n) {
+  float lanes[16];
+  store(lanes, a);
+  for (int i = 0; i < n; i++) p[i] = lanes[i];
 }
 REALM_INLINE f32x16 operator+(f32x16 a, f32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 REALM_INLINE f32x16 operator-(f32x16 a, f32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
@@ -80,6 +87,7 @@ REALM_INLINE i32x16 operator-(i32x16 a, i32x16 b) { return {_mm256_sub_epi32(a.l
 REALM_INLINE i32x16 operator*(i32x16 a, i32x16 b) {
   return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
 }
+REALM_INLINE i32x16 operator&(i32x16 a, i32x16 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
 template <int n>
 REALM_INLINE i32x16 shl(i32x16 a) {
   return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)};

@@ -5,6 +5,8 @@
 
 namespace realm::REALM_ISA_NAMESPACE {
 
+constexpr int kKernelRows = 8;
+
 struct f32x16 {
   __m512 v;
 };
@@ -22,6 +24,9 @@ REALM_INLINE f32x16 zero() { return {_mm512_setzero_ps()}; }
 REALM_INLINE f32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
 REALM_INLINE f32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 REALM_INLINE void store(float* p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
+REALM_INLINE void store_first(float* p, f32x16 a, int n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(n >= 16 ? 0xffff : (1 << n) - 1), a.v);
+}
 REALM_INLINE f32x16 operator+(f32x16 a, f32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 REALM_INLINE f32x16 operator-(f32x16 a, f32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 REALM_INLINE f32x16 operator*(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -49,6 +54,7 @@ REALM_INLINE void istore(int32_t* p, i32x16 a) { _mm512_storeu_si512(p, a.v); }
 REALM_INLINE i32x16 operator+(i32x16 a, i32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 REALM_INLINE i32x16 operator-(i32x16 a, i32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 REALM_INLINE i32x16 operator*(i32x16 a, i32x16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+REALM_INLINE i32x16 operator&(i32x16 a, i32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
 template <int n>
 REALM_INLINE i32x16 shl(i32x16 a) {
   return {_mm512_slli_epi32(a.v, n)};

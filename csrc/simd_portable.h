@@ -10,6 +10,8 @@ using Signed8x16 = int8_t __attribute__((vector_size(16)));
 using Unsigned8x16 = uint8_t __attribute__((vector_size(16)));
 using Unsigned16x16 = uint16_t __attribute__((vector_size(32)));
 
+constexpr int kKernelRows = 2;
+
 struct f32x16 {
   Float16Lanes v;
 };
@@ -34,6 +36,11 @@ REALM_INLINE f32x16 set1(float x) { return {Float16Lanes{} + x}; }
 REALM_INLINE f32x16 zero() { return {Float16Lanes{}}; }
 REALM_INLINE f32x16 load(const float* p) { return load_as<f32x16>(p); }
 REALM_INLINE void store(float* p, f32x16 a) { memcpy(p, &a, sizeof a); }
+REALM_INLINE void store_first(float* p, f32x16 a, int n) {
+  float lanes[16];
+  store(lanes, a);
+  for (int i = 0; i < n; i++) p[i] = lanes[i];
+}
 REALM_INLINE f32x16 operator+(f32x16 a, f32x16 b) { return {a.v + b.v}; }
 REALM_INLINE f32x16 operator-(f32x16 a, f32x16 b) { return {a.v - b.v}; }
 REALM_INLINE f32x16 operator*(f32x16 a, f32x16 b) { return {a.v * b.v}; }
@@ -67,6 +74,7 @@ REALM_INLINE void istore(int32_t* p, i32x16 a) { memcpy(p, &a, sizeof a); }
 REALM_INLINE i32x16 operator+(i32x16 a, i32x16 b) { return {a.v + b.v}; }
 REALM_INLINE i32x16 operator-(i32x16 a, i32x16 b) { return {a.v - b.v}; }
 REALM_INLINE i32x16 operator*(i32x16 a, i32x16 b) { return {a.v * b.v}; }
+REALM_INLINE i32x16 operator&(i32x16 a, i32x16 b) { return {a.v & b.v}; }
 template <int n>
 REALM_INLINE i32x16 shl(i32x16 a) {
   return {a.v << n};

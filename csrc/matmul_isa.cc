@@ -1,0 +1,76 @@
+// The matrix kernels, compiled once per instruction set: loops over tiles and rows around the register kernels.
+#include "matmul_float.h"
+#include "matmul_integer.h"
+#include "matmul_table.h"
+#include "quantize.h"
+
+namespace realm::REALM_ISA_NAMESPACE {
+namespace {
+
+// Activations that stay in the second-level cache while the weight tiles pass by.
+constexpr size_t kActivationCacheBytes = 512 << 10;
+
+constexpr int smaller(int a, int b) { return a < b ? a : b; }
+
+// `count` (1..R) rows starting at `row`: the kernel for exactly that many.
+template <QuantType type, int R>
+REALM_INLINE void rows_times_tile(const MatmulArgs& args, const uint8_t* w, int row, int count, float* out, int num_lanes) {
+  if constexpr (R > 1) {
+    if (count < R) return rows_times_tile<type, R - 1>(args, w, row, count, out, num_lanes);
+  }
+  if constexpr (is_float(type)) {
+    float_tile<type, R>(w, args.x + row * args.x_stride, args.x_stride, args.num_inputs, out, args.out_stride, num_lanes,
+                        args.accumulate);
+  } else {
+    const uint8_t* panel = args.panels + row / kPanelRows * panel_bytes(args.num_inputs);
+    // Every field of a block has four bytes for each row, so moving by 4 * r makes row r the first.
+    const auto* x = reinterpret_cast<const ActivationBlock*>(panel + 4 * (row % kPanelRows));
+    const int num_groups = args.num_inputs / (kBlockInputs * integer_layout<type>().group_blocks());
+    integer_tile<type, R>(w, x, num_groups, out, args.out_stride, num_lanes, args.accumulate);
+  }
+}
+
+template <QuantType type>
+void matmul(const MatmulArgs& args, int tile_begin, int tile_end) {
+  const size_t tile_size = tile_bytes<type>(args.num_inputs);
+  const size_t row_bytes = is_float(type) ? args.num_inputs * sizeof(float) : panel_bytes(args.num_inputs) / kPanelRows;
+  const int fitting = static_cast<int>(kActivationCacheBytes / row_bytes) / kPanelRows * kPanelRows;
+  const int chunk = fitting < kPanelRows ? kPanelRows : fitting;
+  for (int chunk_begin = 0; chunk_begin < args.num_rows; chunk_begin += chunk) {
+    const int chunk_end = smaller(args.num_rows, chunk_begin + chunk);
+    for (int tile = tile_begin; tile < tile_end; tile++) {
+      const int output = tile * kTileRows, num_lanes = smaller(kTileRows, args.num_outputs - output);
+      const uint8_t* w = args.weights + tile * tile_size;
+      for (int row = chunk_begin; row < chunk_end; row += kKernelRows)
+        rows_times_tile<type, kKernelRows>(args, w, row, smaller(kKernelRows, chunk_end - row),
+                                           args.out + row * args.out_stride + output, num_lanes);
+    }
+  }
+}
+
+constexpr MatmulTable make_table() {
+  MatmulTable table{};
+#define REALM_SET(name) table.matmul[static_cast<int>(QuantType::name)] = matmul<QuantType::name>;
+  REALM_SET(F32)
+  REALM_SET(F16)
+  REALM_SET(BF16)
+  REALM_SET(Q4_0)
+  REALM_SET(Q4_1)
+  REALM_SET(Q5_0)
+  REALM_SET(Q5_1)
+  REALM_SET(Q8_0)
+  REALM_SET(Q2_K)
+  REALM_SET(Q3_K)
+  REALM_SET(Q4_K)
+  REALM_SET(Q5_K)
+  REALM_SET(Q6_K)
+#undef REALM_SET
+  table.quantize_row = quantize_row;
+  return table;
+}
+
+}  // namespace
+
+extern const MatmulTable matmul_table = make_table();
+
+}  // namespace realm::REALM_ISA_NAMESPACE

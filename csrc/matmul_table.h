@@ -1,0 +1,49 @@
+// The matrix kernels of one instruction set, by GGUF type.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "layout.h"
+
+namespace realm {
+
+// out[M, N] (+)= x[M, K] W[N, K]^T
+struct MatmulArgs {
+  const uint8_t* weights;  // packed (pack.h)
+  int num_outputs;         // N; the last tile writes only what is inside
+  int num_inputs;          // K
+  int num_rows;            // M
+  const uint8_t* panels;   // quantised activations (quantize.h), for integer formats
+  const float* x;          // float activations, for float formats
+  size_t x_stride;         // floats from one row of x to the next
+  float* out;
+  size_t out_stride;  // floats from one row of out to the next
+  bool accumulate;    // add to what is in `out`
+};
+
+// Computes the output features of the weight tiles [tile_begin, tile_end) for all rows. A row's result depends neither on
+// the other rows nor on how tiles are shared out over threads.
+using MatmulFn = void (*)(const MatmulArgs& args, int tile_begin, int tile_end);
+
+using QuantizeRowFn = void (*)(const float* x, int num_inputs, uint8_t* panels, int row, int block_begin, int block_end);
+
+struct MatmulTable {
+  MatmulFn matmul[kNumTypeIds];  // by GGUF type id; null for unknown ids
+  QuantizeRowFn quantize_row;
+};
+
+namespace portable {
+extern const MatmulTable matmul_table;
+}
+namespace avx2 {
+extern const MatmulTable matmul_table;
+}
+namespace avx2vnni {
+extern const MatmulTable matmul_table;
+}
+namespace avx512vnni {
+extern const MatmulTable matmul_table;
+}
+
+}  // namespace realm
