@@ -49,7 +49,7 @@ class FakeExecutor:
         self.block_tokens = block_tokens
         self.weights_bytes = 0
         self.kv_bytes = num_kv_blocks * block_tokens * 16
-        self.adapters = adapters or {}
+        self.adapters = {} if adapters is None else adapters  # an empty one may be filled later
         self.on_step = on_step
         self.num_steps = 0
         self.num_rows = 0
