@@ -1,0 +1,74 @@
+"""What every engine is asked to do, and how a worker reports: one JSON object on the last line of its output."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from dataclasses import asdict, dataclass
+
+DECODE_STEPS = 64
+"""Decode steps that are timed, once every request of the batch has its first token."""
+PREFILL_REPEATS = 5
+TOKEN_IDS = range(1000, 40000)
+"""Prompts are random ids of ordinary tokens: no two share a prefix, and every engine gets the same ones."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`kind` is "decode" (tokens/s over a batch that only decodes) or "prefill" (prompt tokens/s of one request)."""
+
+    name: str
+    kind: str
+    batch_size: int
+    prompt_tokens: int
+
+
+SCENARIOS = {
+    s.name: s
+    for s in (
+        Scenario("decode-b1-c128", "decode", 1, 128),
+        Scenario("decode-b8-c128", "decode", 8, 128),
+        Scenario("decode-b32-c128", "decode", 32, 128),
+        Scenario("prefill-512", "prefill", 1, 512),
+        Scenario("decode-b32-c1024", "decode", 32, 1024),
+    )
+}
+DEFAULT_SCENARIOS = ("decode-b1-c128", "decode-b8-c128", "decode-b32-c128", "prefill-512")
+
+
+def prompt(scenario: Scenario, index: int, repeat: int = 0) -> list[int]:
+    """Token ids of one request's prompt."""
+    rng = random.Random(f"{scenario.name}/{index}/{repeat}")
+    return [rng.choice(TOKEN_IDS) for _ in range(scenario.prompt_tokens)]
+
+
+@dataclass
+class Measurement:
+    """Tokens per second of one scenario in one process."""
+
+    scenario: str
+    tokens_per_second: float
+
+
+def decode_rate(arrivals: list[float], batch_size: int, first_tokens_at: float) -> float:
+    """Tokens/s of the steps after every request has its first token.
+
+    Args:
+        arrivals: Time of each later token, in order, in seconds.
+        batch_size: Requests that decode together.
+        first_tokens_at: When the last request got its first token.
+    """
+    assert len(arrivals) >= batch_size * 8, "too few tokens to time"
+    return len(arrivals) / (arrivals[-1] - first_tokens_at)
+
+
+def prefill_rate(seconds: list[float], prompt_tokens: int) -> float:
+    """Prompt tokens/s from the median time to the first token."""
+    return prompt_tokens / statistics.median(seconds)
+
+
+def report(engine: str, version: str, measurements: list[Measurement], **details: object) -> None:
+    """Print the worker's result."""
+    row = {"engine": engine, "version": version, "measurements": [asdict(m) for m in measurements], **details}
+    print(json.dumps(row), flush=True)
