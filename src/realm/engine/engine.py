@@ -116,6 +116,7 @@ class Engine:
             stop_ids |= self._end_ids
         root = chain_root(request.cache_domain)
         seq = Sequence(request, self._num_arrivals, max_total_tokens, stop_ids, root)
+        seq.num_logprobs = min(seq.num_logprobs, self._executor.vocab_size)
         self._num_arrivals += 1
         self._sequences[request.request_id] = seq
         self._scheduler.add(seq)
