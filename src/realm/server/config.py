@@ -1,0 +1,42 @@
+"""Options of the HTTP server. CLI defaults are read from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from realm.core.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """How to listen, and whom to let in.
+
+    Raises:
+        InvalidRequest: a value out of range, naming the field.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0: any free port, told in the ready line."""
+    api_keys: tuple[str, ...] = ()
+    """Keys that may use /v1; anyone may if there are none."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the API; `*` for any."""
+    max_body_bytes: int = 4 << 20
+    request_timeout: float | None = None
+    """Seconds until a request is given up, unless its own `timeout` is shorter."""
+    graceful_seconds: int = 30
+    """How long open requests may go on after a SIGTERM."""
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise InvalidRequest(f"port must be between 0 and 65535, got {self.port}", param="port")
+        if self.max_body_bytes < 1:
+            raise InvalidRequest(
+                f"max_body_bytes must be at least 1, got {self.max_body_bytes}", param="max_body_bytes"
+            )
+        if self.request_timeout is not None and not self.request_timeout > 0:
+            raise InvalidRequest(f"request_timeout must be over 0, got {self.request_timeout}", param="request_timeout")
+        if any(not key for key in self.api_keys):
+            raise InvalidRequest("an API key must not be empty", param="api_keys")

@@ -1,0 +1,103 @@
+"""Prometheus metrics of every model in memory, read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from realm.engine.stats import EngineStats
+from realm.runtime.manager import RuntimeManager
+from realm.runtime.stats import Histogram, LoopStats
+
+_LABELS = ["model"]
+
+COUNTERS: tuple[tuple[str, str, Callable[[LoopStats, EngineStats], float]], ...] = (
+    ("realm_prompt_tokens", "Prompt tokens of ended requests.", lambda s, e: s.prompt_tokens),
+    ("realm_cached_tokens", "Those of them whose KV was found in the prefix cache.", lambda s, e: s.cached_tokens),
+    ("realm_completion_tokens", "Generated tokens of ended requests.", lambda s, e: s.completion_tokens),
+    ("realm_generated_tokens", "Generated tokens so far, of open requests too.", lambda s, e: e.num_generated_tokens),
+    ("realm_drafted_tokens", "Drafted tokens that were verified.", lambda s, e: e.num_drafted_tokens),
+    ("realm_accepted_tokens", "Drafted tokens that were right.", lambda s, e: e.num_accepted_tokens),
+    ("realm_steps", "Forward passes.", lambda s, e: e.num_steps),
+    ("realm_scheduled_tokens", "Rows over all forward passes.", lambda s, e: e.num_scheduled_tokens),
+    ("realm_preemptions", "Requests put back in the queue because KV ran out.", lambda s, e: e.num_preemptions),
+)
+
+GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+    ("realm_requests_running", "Requests in the batch.", lambda e: e.num_running),
+    ("realm_requests_waiting", "Requests that wait for a place in the batch.", lambda e: e.num_waiting),
+    ("realm_kv_blocks_total", "KV blocks in the pool.", lambda e: e.kv_blocks_total),
+    ("realm_kv_blocks_used", "KV blocks that requests hold.", lambda e: e.kv_blocks_used),
+    ("realm_kv_blocks_cached", "Free KV blocks that hold a known prefix.", lambda e: e.kv_blocks_cached),
+    ("realm_kv_usage_ratio", "Part of the KV blocks that requests hold, 0 to 1.", lambda e: e.kv_usage),
+)
+
+HISTOGRAMS: tuple[tuple[str, str, Callable[[LoopStats], Histogram]], ...] = (
+    ("realm_step_seconds", "Time of one engine step.", lambda s: s.step_seconds),
+    ("realm_batch_size", "Requests that a step moved on.", lambda s: s.batch_size),
+    ("realm_time_to_first_token_seconds", "From arrival to the first token.", lambda s: s.first_token_seconds),
+    ("realm_inter_token_seconds", "Between two tokens of one request.", lambda s: s.between_tokens_seconds),
+    ("realm_request_seconds", "From arrival to the end.", lambda s: s.request_seconds),
+)
+
+
+class RuntimeCollector(Collector):
+    """Turns each model's own counts into metrics; nothing is counted twice, and counting costs no lock."""
+
+    def __init__(self, runtime: RuntimeManager) -> None:
+        self._runtime = runtime
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, labelled by model."""
+        rows = [(m.model_id, m.loop.stats, m.loop.engine_stats()) for m in self._runtime.models]
+        requests = CounterMetricFamily("realm_requests", "Ended requests by outcome.", labels=[*_LABELS, "outcome"])
+        for model_id, stats, _ in rows:
+            for outcome, count in sorted(stats.requests.items()):
+                requests.add_metric([model_id, outcome], count)
+        yield requests
+        yield from _counters(rows)
+        yield from _gauges(rows)
+        yield from _histograms(rows)
+
+
+Rows = list[tuple[str, LoopStats, EngineStats]]
+
+
+def _counters(rows: Rows) -> Iterator[Metric]:
+    for name, text, read in COUNTERS:
+        counter = CounterMetricFamily(name, text, labels=_LABELS)
+        for model_id, stats, engine in rows:
+            counter.add_metric([model_id], read(stats, engine))
+        yield counter
+
+
+def _gauges(rows: Rows) -> Iterator[Metric]:
+    for name, text, read in GAUGES:
+        gauge = GaugeMetricFamily(name, text, labels=_LABELS)
+        for model_id, _, engine in rows:
+            gauge.add_metric([model_id], read(engine))
+        yield gauge
+
+
+def _histograms(rows: Rows) -> Iterator[Metric]:
+    for name, text, read in HISTOGRAMS:
+        family = HistogramMetricFamily(name, text, labels=_LABELS)
+        for model_id, stats, _ in rows:
+            histogram = read(stats)
+            family.add_metric([model_id], histogram.cumulative(), histogram.total)
+        yield family
+
+
+class Metrics:
+    """The /metrics page."""
+
+    def __init__(self, runtime: RuntimeManager) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(RuntimeCollector(runtime))
+
+    def page(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,77 @@
+"""`serve`: the application behind uvicorn, in one process."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+
+import uvicorn
+
+from realm.core.errors import InvalidRequest
+from realm.runtime.manager import RuntimeManager
+from realm.server.app import create_app
+from realm.server.config import ServerConfig
+
+# The engine's thread comes back from each step to find the event loop's thread holding the interpreter. At Python's
+# default it may wait 5 ms for it, longer than a step.
+_SWITCH_INTERVAL_SECONDS = 0.0005
+
+
+def serve(runtime: RuntimeManager, config: ServerConfig) -> None:
+    """Load the runtime's default model, listen, say so in one line, and serve until SIGINT or SIGTERM.
+
+    Open requests may then go on for `graceful_seconds`. The runtime is closed at the end.
+
+    Raises:
+        InvalidRequest: the address can't be listened on.
+    """
+    listener = _listen(config)
+    try:
+        model = runtime.model()
+        sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+        logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        options = uvicorn.Config(
+            create_app(runtime, config),
+            access_log=False,
+            log_config=None,
+            log_level="debug" if config.log_level == "debug" else "warning",  # its chatter at start and end isn't ours
+            timeout_graceful_shutdown=config.graceful_seconds,
+            server_header=False,
+        )
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        _Server(options, f"realm: {model.model_id} is ready on http://{shown}:{port}").run(sockets=[listener])
+    finally:
+        listener.close()
+        runtime.close()
+
+
+class _Server(uvicorn.Server):
+    """Says so once it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config, ready_line: str) -> None:
+        super().__init__(config)
+        self._ready_line = ready_line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, then print the ready line."""
+        await super().startup(sockets)
+        if self.started:
+            print(self._ready_line, flush=True)
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    """A bound socket: before the model is loaded, so that a taken port is told at once."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as e:
+        raise InvalidRequest(
+            f"can't listen on {config.host}:{config.port}: {e.strerror or e}",
+            param="port",
+            hint="choose another --port",
+        ) from None
+    return listener
