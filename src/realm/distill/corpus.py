@@ -1,4 +1,4 @@
-"""Text that the target writes itself, to distil on: whole chats sampled from the template alone (Magpie, arXiv 2406.08464)."""
+"""Text to distil on that the target writes: chats sampled from the template alone (Magpie, arXiv 2406.08464)."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def write_chats(
 
 
 def _captured(function: Callable[[], None]) -> Callable[[], None]:
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         function()

@@ -1,4 +1,4 @@
-"""The decoder's ops over dense batches of equally long sequences, in torch, with gradients and an optional dense KV cache.
+"""The decoder's ops over dense batches of equally long sequences, in torch, with gradients and an optional KV cache.
 
 Used to train drafts and to let the target write their training text, on any torch device.
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 from realm.core.errors import InvalidRequest
 from realm.core.types import Float32Array
 from realm.distill.sequence_ops import DenseCache, SequenceOps, vector_key
-from realm.kernels.ops import Linear, QuantTensor
+from realm.kernels.ops import QuantTensor
 from realm.models.config import ModelSpec
 from realm.models.decoder import decode
 from realm.models.weights import LayerWeights, Weights, dequantize_tensor
@@ -91,36 +91,27 @@ class TorchModel:
         ops = SequenceOps(self.parameters, token_ids, positions, cache, last_only=True)
         return decode(ops, self.weights, self.spec)[:, -1]
 
-    def student(self, layers: Sequence[int], vocabulary: Tensor | None) -> tuple[TorchModel, list[Tensor]]:
-        """A trainable draft of `layers` that shares the embedding and the head.
+    def cut_head(self, vocabulary: Tensor | None) -> TorchModel:
+        """The same model giving logits of the tokens in `vocabulary` [V_draft] only, in that order."""
+        if vocabulary is None:
+            return self
+        parts = tuple(replace(p, name=f"{p.name}#cut", num_rows=len(vocabulary)) for p in self.weights.head.parts)
+        rows = {
+            p.name: self.parameters[q.name][vocabulary] for p, q in zip(parts, self.weights.head.parts, strict=True)
+        }
+        weights = replace(self.weights, head=replace(self.weights.head, parts=parts))
+        return TorchModel(weights, self.spec, {**self.parameters, **rows})
 
-        Args:
-            vocabulary: token ids [V_draft] the head is cut down to; all if None.
+    def student(self, layers: Sequence[int]) -> tuple[TorchModel, list[Tensor]]:
+        """A trainable draft of `layers` that shares the embedding and the head.
 
         Returns:
             The draft and the tensors to train (float32 copies of the blocks and the last norm).
         """
         weights, spec = prune(self.weights, self.spec, layers)
         parameters = {m.name: self.parameters[m.name] for m in (weights.embedding, *weights.head.parts)}
-        if vocabulary is not None:
-            head = Linear(tuple(_cut(p, len(vocabulary)) for p in weights.head.parts), weights.head.biases)
-            for part, whole in zip(head.parts, weights.head.parts, strict=True):
-                parameters[part.name] = self.parameters[whole.name][vocabulary]
-            weights = replace(weights, head=head)
-        trainable = []
-        for key in self._block_keys(weights):
-            copy = self.parameters[key].detach().float().clone().requires_grad_(True)
-            parameters[key] = copy
-            trainable.append(copy)
-        return TorchModel(weights, spec, parameters), trainable
-
-    @staticmethod
-    def _block_keys(weights: Weights) -> list[str]:
         keys = [vector_key(weights.output_norm)]
         for layer in weights.layers:
             keys += [m.name for m in layer_matrices(layer)] + [vector_key(v) for v in layer_vectors(layer)]
-        return keys
-
-
-def _cut(part: QuantTensor, num_rows: int) -> QuantTensor:
-    return replace(part, name=f"{part.name}#draft", num_rows=num_rows)
+        trained = {key: self.parameters[key].detach().float().clone().requires_grad_(True) for key in keys}
+        return TorchModel(weights, spec, parameters | trained), list(trained.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,6 @@ class TrainConfig:
     """AdamW with linear warm-up and cosine decay to a tenth."""
 
     epochs: int = 2
-    batch_size: int = 64
     learning_rate: float = 1.5e-3
     warmup_steps: int = 100
     weight_decay: float = 0.01
@@ -39,36 +38,30 @@ class Progress:
 
 
 def distil(
-    target: Forward,
-    draft: Forward,
-    trainable: list[Tensor],
-    rows: Tensor,
-    config: TrainConfig,
-    vocabulary: Tensor | None,
-    device: torch.device,
+    target: Forward, draft: Forward, trainable: list[Tensor], batches: Sequence[Tensor], config: TrainConfig
 ) -> Iterator[Progress]:
-    """Train the tensors of `trainable` in place on `rows` [N, T]; reports now and then.
+    """Train the tensors of `trainable` in place; reports now and then.
 
     Args:
-        vocabulary: token ids [V_draft] the draft can propose; all if None. The target's distribution is
-            renormalised over them, positions weighted by the mass they hold.
+        target: gives logits [B, T, V] over the tokens that the draft can propose, and no others.
+        batches: token ids [B, T] each; one optimiser step a batch, shuffled anew each epoch.
     """
     optimizer = torch.optim.AdamW(
         trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
     )
-    num_steps = config.epochs * (len(rows) // config.batch_size)
+    num_steps = config.epochs * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, num_steps, config.warmup_steps))
     generator = torch.Generator().manual_seed(0)
+    device = trainable[0].device
     step = 0
     for _ in range(config.epochs):
-        order = torch.randperm(len(rows), generator=generator)
-        for start in range(0, len(rows) - config.batch_size + 1, config.batch_size):
-            ids = rows[order[start : start + config.batch_size]].to(device, torch.long)
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            ids = batches[index].to(device, torch.long)
             with torch.no_grad():
                 wanted = target(ids)
             with torch.autocast(device.type, torch.bfloat16):
                 got = draft(ids)
-            loss, agreement = _loss(wanted, got, vocabulary, config.greedy_weight)
+            loss, agreement = _loss(wanted, got, config.greedy_weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trainable, 1.0)
@@ -85,35 +78,25 @@ def _rate(step: int, num_steps: int, warmup: int) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
 
 
-def _loss(wanted: Tensor, got: Tensor, vocabulary: Tensor | None, greedy_weight: float) -> tuple[Tensor, Tensor]:
+def _loss(wanted: Tensor, got: Tensor, greedy_weight: float) -> tuple[Tensor, Tensor]:
     likeliest = wanted.argmax(-1)
-    target = F.softmax(wanted.float(), dim=-1)
-    if vocabulary is not None:
-        target = target[..., vocabulary]
-    mass = target.sum(-1)
     log_draft = F.log_softmax(got.float(), dim=-1)
-    soft = -(target * log_draft).sum(-1)
-    if vocabulary is None:
-        hard = F.nll_loss(log_draft.flatten(0, 1), likeliest.flatten())
-        agreement = (got.argmax(-1) == likeliest).float().mean()
-    else:
-        proposed = vocabulary[got.argmax(-1)]
-        agreement = (proposed == likeliest).float().mean()
-        top = target.argmax(-1)
-        hard = (F.nll_loss(log_draft.flatten(0, 1), top.flatten(), reduction="none") * mass.flatten()).mean()
-    return (1 - greedy_weight) * soft.mean() + greedy_weight * hard, agreement
+    soft = -(F.softmax(wanted.float(), dim=-1) * log_draft).sum(-1).mean()
+    hard = F.nll_loss(log_draft.flatten(0, 1), likeliest.flatten())
+    agreement = (got.argmax(-1) == likeliest).float().mean()
+    return (1 - greedy_weight) * soft + greedy_weight * hard, agreement
 
 
-def accepted_lengths(
+def tokens_per_step(
     target: Forward, draft: Forward, rows: Tensor, vocabulary: Tensor | None, draft_k: int, device: torch.device
 ) -> float:
-    """Mean tokens per verification of greedy drafts of `draft_k` tokens over greedy text `rows` [N, T], first token included.
+    """Mean tokens that one verification of `draft_k` greedy draft tokens gives on greedy text `rows` [N, T].
 
     On the target's own greedy text a draft of k tokens is accepted exactly as far as teacher-forced agreement runs.
     """
     total, rounds = 0, 0
-    for ids in rows.split(16):
-        ids = ids.to(device, torch.long)
+    for chunk in torch.split(rows, 16):
+        ids = chunk.to(device, torch.long)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             proposed = draft(ids).argmax(-1)
             wanted = target(ids).argmax(-1)
