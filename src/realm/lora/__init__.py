@@ -1,0 +1,1 @@
+"""LoRA adapters: file formats, checks against a base model, merging."""
