@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bindings.h"
 #include "dispatch.h"
 
 namespace nb = nanobind;
@@ -15,4 +16,6 @@ NB_MODULE(_cpu, m) {
     for (realm::Isa isa : realm::available_isas()) names.emplace_back(realm::isa_name(isa));
     return names;
   });
+  realm::bind_kernels(m);
+  realm::bind_program(m);
 }

@@ -1,0 +1,392 @@
+#include "attention.h"
+
+#include "quantize.h"
+#include "simd.h"
+
+namespace realm::REALM_ISA_NAMESPACE {
+namespace {
+
+// How many accumulators fit the register file. Grouping changes no bits: each query's chains stay as they are.
+#if defined(REALM_ISA_AVX512VNNI)
+constexpr int kMaxQueries = 6, kGroups = 4, kVectors = 4;
+#else
+constexpr int kMaxQueries = 2, kGroups = 2, kVectors = 2;
+#endif
+
+constexpr int kTileGroups = kTileTokens / 16;
+constexpr float kMasked = -1e30f;
+
+REALM_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// One query of an item, and where its running softmax stands.
+struct Query {
+  const float* q;
+  float* acc;     // [D]
+  float* scores;  // [kTileTokens]: scores, then probabilities of this tile
+  int first, last;  // tokens it sees
+  float largest, sum, rescale;
+  int row, head;
+  int8_t* q8;
+  float q8_scale;
+  int32_t q8_sum;
+  int8_t* p8;  // [2][kTileTokens]: high and low 7 bits
+  float p8_scale;
+};
+
+// The bytes of one tile of one KV head: a pointer for each 16 tokens.
+struct Tile {
+  const uint8_t* head[kTileGroups];  // the block's run of bytes
+  int group[kTileGroups];            // which 16 tokens of that block
+  int first_token;                   // position of the tile's first token
+  int num_groups;                    // those that hold a token anyone sees
+};
+
+Tile tile_at(const AttentionArgs& args, const int32_t* block_table, int kv_head, int first_token, int end_token) {
+  Tile tile;
+  tile.first_token = first_token;
+  const int left = (end_token - first_token + 15) / 16;
+  tile.num_groups = left < kTileGroups ? left : kTileGroups;
+  const size_t block_bytes = args.kv.block_bytes(), head_offset = args.kv.head_bytes() * kv_head;
+  for (int g = 0; g < kTileGroups; ++g) {
+    // Groups past the end repeat the last one: readable, and masked.
+    const int token = first_token + 16 * (g < tile.num_groups ? g : tile.num_groups - 1);
+    tile.head[g] = args.pool + block_bytes * block_table[token / args.kv.block_tokens] + head_offset;
+    tile.group[g] = token % args.kv.block_tokens / 16;
+  }
+  return tile;
+}
+
+void prefetch_tile(const AttentionArgs& args, const int32_t* block_table, int kv_head, int first_token, int end_token) {
+  const Tile tile = tile_at(args, block_table, kv_head, first_token, end_token);
+  const size_t bytes = size_t(16) * args.kv.head_dim * args.kv.element_bytes(), values = args.kv.values_offset();
+  for (int g = 0; g < tile.num_groups; ++g) {
+    const uint8_t* keys = tile.head[g] + bytes * tile.group[g];
+    for (size_t i = 0; i < bytes; i += 64) {
+      prefetch_far(keys + i);
+      prefetch_far(keys + values + i);
+    }
+  }
+}
+
+template <class T>
+REALM_INLINE f32x16 load_element(const T* p);
+template <>
+REALM_INLINE f32x16 load_element<uint16_t>(const uint16_t* p) {
+  return load_f16(p);
+}
+template <>
+REALM_INLINE f32x16 load_element<float>(const float* p) {
+  return load(p);
+}
+
+// scores[i][16 g + lane] = q_i . k for `n` queries and kGroups groups of 16 tokens, from group `g0` on.
+template <class T, int n>
+REALM_INLINE void score_groups(const Query* queries, const Tile& tile, int g0, int dim) {
+  const T* keys[kGroups];
+#pragma GCC unroll 4
+  for (int g = 0; g < kGroups; ++g)
+    keys[g] = reinterpret_cast<const T*>(tile.head[g0 + g]) + size_t(16) * dim * tile.group[g0 + g];
+  f32x16 sum[n][kGroups];
+#pragma GCC unroll 6
+  for (int i = 0; i < n; ++i)
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) sum[i][g] = zero();
+  for (int d = 0; d < dim; ++d) {
+    f32x16 k[kGroups];
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) k[g] = load_element(keys[g] + 16 * d);
+#pragma GCC unroll 6
+    for (int i = 0; i < n; ++i) {
+      const f32x16 q = set1(queries[i].q[d]);
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) sum[i][g] = fma(q, k[g], sum[i][g]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < n; ++i)
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) store(queries[i].scores + 16 * (g0 + g), sum[i][g]);
+}
+
+// The same from int8 keys: exact integer dots, then the two scales.
+template <int n>
+REALM_INLINE void score_groups_int8(const Query* queries, const Tile& tile, int g0, int dim, const KVLayout& kv) {
+  const uint8_t* keys[kGroups];
+#pragma GCC unroll 4
+  for (int g = 0; g < kGroups; ++g) keys[g] = tile.head[g0 + g] + size_t(16) * dim * tile.group[g0 + g];
+  i32x16 sum[n][kGroups];
+#pragma GCC unroll 6
+  for (int i = 0; i < n; ++i)
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) sum[i][g] = iset1(kBiasedDotStart ? -128 * queries[i].q8_sum : 0);
+  for (int d = 0; d < dim; d += 4) {
+    u8x64 k[kGroups];
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) k[g] = load_u8x64(keys[g] + 16 * d);
+#pragma GCC unroll 6
+    for (int i = 0; i < n; ++i)
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) sum[i][g] = dot4_biased(sum[i][g], k[g], queries[i].q8 + d);
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < kGroups; ++g) {
+    const uint8_t* scales = tile.head[g0 + g] + kv.key_scales_offset() + 64 * tile.group[g0 + g];
+    const f32x16 key_scale = load(reinterpret_cast<const float*>(scales));
+#pragma GCC unroll 6
+    for (int i = 0; i < n; ++i)
+      store(queries[i].scores + 16 * (g0 + g), to_f32(sum[i][g]) * (key_scale * set1(queries[i].q8_scale)));
+  }
+}
+
+// acc_i[slice] = acc_i[slice] * rescale_i + sum over tokens of p_i[t] * v[t][slice], for m vectors of 16 dimensions.
+template <class T, int n, int m>
+REALM_INLINE void add_values(const Query* queries, const Tile& tile, int d0, const KVLayout& kv) {
+  f32x16 acc[n][m];
+#pragma GCC unroll 6
+  for (int i = 0; i < n; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < m; ++j) acc[i][j] = load(queries[i].acc + d0 + 16 * j) * set1(queries[i].rescale);
+  const int dim = kv.head_dim;
+  for (int g = 0; g < tile.num_groups; ++g) {
+    const T* values = reinterpret_cast<const T*>(tile.head[g] + kv.values_offset()) + size_t(16) * dim * tile.group[g] + d0;
+    for (int t = 0; t < 16; ++t) {
+      f32x16 v[m];
+#pragma GCC unroll 4
+      for (int j = 0; j < m; ++j) v[j] = load_element(values + t * dim + 16 * j);
+#pragma GCC unroll 6
+      for (int i = 0; i < n; ++i) {
+        const f32x16 p = set1(queries[i].scores[16 * g + t]);
+#pragma GCC unroll 4
+        for (int j = 0; j < m; ++j) acc[i][j] = fma(p, v[j], acc[i][j]);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < n; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < m; ++j) store(queries[i].acc + d0 + 16 * j, acc[i][j]);
+}
+
+// The same from int8 values: the tile's sum is an exact integer, 128 * high + low, then one fma per tile.
+template <int n, int m>
+REALM_INLINE void add_values_int8(const Query* queries, const Tile& tile, int d0, const KVLayout& kv) {
+  const int dim = kv.head_dim;
+#pragma GCC unroll 6
+  for (int i = 0; i < n; ++i) {
+    const Query& query = queries[i];
+    i32x16 high[m], low[m];
+#pragma GCC unroll 4
+    for (int j = 0; j < m; ++j) high[j] = low[j] = izero();
+    int32_t high_sum = 0, low_sum = 0;
+    for (int g = 0; g < tile.num_groups; ++g) {
+      const uint8_t* values = tile.head[g] + kv.values_offset() + size_t(16) * dim * tile.group[g] + 4 * d0;
+      const int8_t* p = query.p8 + 16 * g;
+      for (int t = 0; t < 16; t += 4) {
+        const uint8_t* four = values + t * dim;
+#pragma GCC unroll 4
+        for (int j = 0; j < m; ++j) {
+          const u8x64 v = load_u8x64(four + 64 * j);
+          high[j] = dot4_biased(high[j], v, p + t);
+          low[j] = dot4_biased(low[j], v, p + kTileTokens + t);
+        }
+        for (int k = 0; k < 4; ++k) {
+          high_sum += p[t + k];
+          low_sum += p[kTileTokens + t + k];
+        }
+      }
+    }
+    const i32x16 start = iset1(kBiasedDotStart ? -128 * (128 * high_sum + low_sum) : 0);
+    const f32x16 scale = set1(query.p8_scale), rescale = set1(query.rescale);
+#pragma GCC unroll 4
+    for (int j = 0; j < m; ++j) {
+      const f32x16 total = to_f32(shl<7>(high[j]) + low[j] + start);
+      float* acc = query.acc + d0 + 16 * j;
+      store(acc, fma(total, scale, load(acc) * rescale));
+    }
+  }
+}
+
+// Turns this tile's scores into probabilities relative to the new running maximum.
+void soften(Query& query, const Tile& tile) {
+  const i32x16 lanes = lane_index();
+  f32x16 s[kTileGroups];
+  f32x16 largest = set1(kMasked);
+  // Bounds as floats: positions are far below 2^24, and the vectors offer no integer compare.
+  const f32x16 first = set1(static_cast<float>(query.first)), last = set1(static_cast<float>(query.last));
+  for (int g = 0; g < kTileGroups; ++g) {
+    const f32x16 position = to_f32(lanes + iset1(tile.first_token + 16 * g));
+    const f32x16 seen = select(le(position, last), load(query.scores + 16 * g), set1(kMasked));
+    s[g] = select(ge(position, first), seen, set1(kMasked));
+    largest = max(largest, s[g]);
+  }
+  const float tile_largest = reduce_max(largest);
+  if (query.last < tile.first_token || query.first >= tile.first_token + kTileTokens) {
+    for (int g = 0; g < kTileGroups; ++g) store(query.scores + 16 * g, zero());
+    query.rescale = 1.0f;
+    return;
+  }
+  const float now = tile_largest > query.largest ? tile_largest : query.largest;
+  float difference[16];
+  store(difference, exp(set1(query.largest - now)));
+  query.rescale = difference[0];
+  query.largest = now;
+  const f32x16 shift = set1(now), masked = set1(0.5f * kMasked);
+  for (int g = 0; g < kTileGroups; ++g) {
+    s[g] = select(gt(s[g], masked), exp(s[g] - shift), zero());
+    store(query.scores + 16 * g, s[g]);
+  }
+  query.sum = query.sum * query.rescale + reduce_add((s[0] + s[1]) + (s[2] + s[3]));
+}
+
+// p[t] * dv[t] as 14-bit integers relative to the tile's largest.
+void quantize_probabilities(Query& query, const Tile& tile, const KVLayout& kv) {
+  f32x16 p[kTileGroups], largest = zero();
+  for (int g = 0; g < kTileGroups; ++g) {
+    const uint8_t* scales = tile.head[g] + kv.value_scales_offset() + 64 * tile.group[g];
+    p[g] = load(query.scores + 16 * g) * load(reinterpret_cast<const float*>(scales));
+    largest = max(p[g], largest);
+  }
+  const float top = reduce_max(largest);
+  const f32x16 inverse = set1(top > 0.0f ? 16383.0f / top : 0.0f);
+  query.p8_scale = top / 16383.0f;
+  for (int g = 0; g < kTileGroups; ++g) {
+    const i32x16 q = to_i32(p[g] * inverse), high = shr<7>(q);
+    store_i8(query.p8 + 16 * g, high);
+    store_i8(query.p8 + kTileTokens + 16 * g, q - shl<7>(high));
+  }
+}
+
+template <int n>
+void score(const Query* queries, const Tile& tile, const KVLayout& kv) {
+  for (int g = 0; g < tile.num_groups; g += kGroups) {
+    if (kv.type == KVType::f16)
+      score_groups<uint16_t, n>(queries, tile, g, kv.head_dim);
+    else if (kv.type == KVType::f32)
+      score_groups<float, n>(queries, tile, g, kv.head_dim);
+    else
+      score_groups_int8<n>(queries, tile, g, kv.head_dim, kv);
+  }
+}
+
+template <int n, int m>
+void accumulate_slice(const Query* queries, const Tile& tile, int d, const KVLayout& kv) {
+  if (kv.type == KVType::f16)
+    add_values<uint16_t, n, m>(queries, tile, d, kv);
+  else if (kv.type == KVType::f32)
+    add_values<float, n, m>(queries, tile, d, kv);
+  else
+    add_values_int8<n, m>(queries, tile, d, kv);
+}
+
+template <int n>
+void run_tile(Query* queries, const Tile& tile, const KVLayout& kv) {
+  score<n>(queries, tile, kv);
+  for (int i = 0; i < n; ++i) {
+    soften(queries[i], tile);
+    if (kv.type == KVType::int8) quantize_probabilities(queries[i], tile, kv);
+  }
+  int d = 0;
+  for (; d + 16 * kVectors <= kv.head_dim; d += 16 * kVectors) accumulate_slice<n, kVectors>(queries, tile, d, kv);
+  for (; d < kv.head_dim; d += 16) accumulate_slice<n, 1>(queries, tile, d, kv);
+}
+
+void run_queries(Query* queries, int num_queries, const Tile& tile, const KVLayout& kv) {
+  for (int i = 0; i < num_queries;) {
+    const int left = num_queries - i;
+    const int n = left < kMaxQueries ? left : kMaxQueries;
+    switch (n) {
+#if defined(REALM_ISA_AVX512VNNI)
+      case 6: run_tile<6>(queries + i, tile, kv); break;
+      case 5: run_tile<5>(queries + i, tile, kv); break;
+      case 4: run_tile<4>(queries + i, tile, kv); break;
+      case 3: run_tile<3>(queries + i, tile, kv); break;
+#endif
+      case 2: run_tile<2>(queries + i, tile, kv); break;
+      default: run_tile<1>(queries + i, tile, kv); break;
+    }
+    i += n;
+  }
+}
+
+float quantize_query(const float* q, int dim, int8_t* out, int32_t* sum) {
+  f32x16 largest = zero();
+  for (int d = 0; d < dim; d += 16) largest = max(abs(load(q + d)), largest);
+  const float amax = reduce_max(largest);
+  const f32x16 inverse = set1(amax > 0.0f ? 127.0f / amax : 0.0f);
+  i32x16 total = izero();
+  for (int d = 0; d < dim; d += 16) {
+    const i32x16 rounded = to_i32(load(q + d) * inverse);
+    store_i8(out + d, rounded);
+    total = total + rounded;
+  }
+  *sum = reduce_add(total);
+  return amax / 127.0f;
+}
+
+// Lays the item's queries out over the scratch and starts their running softmax.
+int start_queries(const AttentionArgs& args, const AttentionItem& item, float* scratch, Query* queries) {
+  const int dim = args.kv.head_dim;
+  int n = 0;
+  for (int i = 0; i < item.num_rows; ++i) {
+    for (int h = 0; h < item.num_heads; ++h, ++n) {
+      Query& query = queries[n];
+      query.row = item.row + i;
+      query.head = item.head + h;
+      query.q = args.q + size_t(query.row) * args.row_stride + size_t(query.head) * dim;
+      query.last = item.position + i;
+      query.first = args.window > 0 && query.last >= args.window ? query.last - args.window + 1 : 0;
+      query.largest = kMasked;
+      query.sum = 0.0f;
+      query.acc = scratch;
+      query.scores = query.acc + dim;
+      query.q8 = reinterpret_cast<int8_t*>(query.scores + kTileTokens);
+      query.p8 = query.q8 + dim;
+      scratch += dim + kTileTokens + dim / 4 + 2 * kTileTokens / 4;
+      for (int d = 0; d < dim; d += 16) store(query.acc + d, zero());
+      if (args.kv.type == KVType::int8) query.q8_scale = quantize_query(query.q, dim, query.q8, &query.q8_sum);
+    }
+  }
+  return n;
+}
+
+void finish_query(const AttentionArgs& args, const Query& query) {
+  const int dim = args.kv.head_dim, column = query.head * dim;
+  const f32x16 inverse = set1(1.0f / query.sum);
+  for (int d = 0; d < dim; d += 16) store(query.acc + d, load(query.acc + d) * inverse);
+  if (args.out.rows != nullptr) {
+    float* out = args.out.rows + size_t(query.row) * args.out.row_stride + column;
+    for (int d = 0; d < dim; d += 16) store(out + d, load(query.acc + d));
+  }
+  if (args.out.panels != nullptr)
+    for (int d = 0; d < dim; d += 32)
+      quantize_block(load(query.acc + d), load(query.acc + d + 16),
+                     activation_block(args.out.panels, args.out.num_blocks * 32, query.row, (column + d) / 32),
+                     query.row % kPanelRows);
+}
+
+int first_tile(const AttentionArgs& args, const AttentionItem& item) {
+  const int first = args.window > 0 && item.position >= args.window ? item.position - args.window + 1 : 0;
+  return first / kTileTokens * kTileTokens;
+}
+
+void attend(const AttentionArgs& args, const AttentionItem& item, const AttentionItem* next, float* scratch) {
+  Query queries[kMaxItemQueries];
+  const int num_queries = start_queries(args, item, scratch, queries);
+  const int kv_head = item.head / args.heads_per_kv;
+  const int end = item.position + item.num_rows;
+  for (int token = first_tile(args, item); token < end; token += kTileTokens) {
+    if (token + kTileTokens < end)
+      prefetch_tile(args, item.block_table, kv_head, token + kTileTokens, end);
+    else if (next != nullptr)
+      prefetch_tile(args, next->block_table, next->head / args.heads_per_kv, first_tile(args, *next),
+                    next->position + next->num_rows);
+    run_queries(queries, num_queries, tile_at(args, item.block_table, kv_head, token, end), args.kv);
+  }
+  for (int i = 0; i < num_queries; ++i) finish_query(args, queries[i]);
+}
+
+}  // namespace
+
+AttentionKernels attention_kernels() { return {attend}; }
+
+}  // namespace realm::REALM_ISA_NAMESPACE

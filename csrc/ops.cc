@@ -1,0 +1,250 @@
+#include "ops.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "pack.h"
+#include "thread_pool.h"
+
+namespace realm {
+namespace {
+
+constexpr int kColumns = 32;  // threads share columns in these: one block of activations, two weight tiles
+constexpr std::size_t kGatedScratchFloats = 32768;  // stays in a core's L2 cache
+
+struct Rectangle {
+  int row_begin, row_end, block_begin, block_end;
+};
+
+// Rows over threads if there are plenty (whole panels, so that no two threads write one cache line), else blocks.
+Rectangle share_rectangle(int num_rows, int num_blocks, const Lane& lane) {
+  const int panels = (num_rows + kPanelRows - 1) / kPanelRows;
+  if (panels >= 2 * lane.num_threads) {
+    const Share s = share_of(panels, lane.thread, lane.num_threads);
+    return {s.begin * kPanelRows, std::min(num_rows, s.end * kPanelRows), 0, num_blocks};
+  }
+  const Share s = share_of(num_blocks, lane.thread, lane.num_threads);
+  return {0, num_rows, s.begin, s.end};
+}
+
+class Embed final : public Op {
+ public:
+  Embed(const Matrix* table, float scale, Value out) : Op("embed"), table_(table), scale_(scale), out_(out) {}
+  void run(const Step& step, const Lane& lane) const override {
+    const Share s = share_of(step.num_tokens(), lane.thread, lane.num_threads);
+    for (int row = s.begin; row < s.end; ++row) {
+      float* out = out_.rows + row * out_.row_stride;
+      unpack_row(table_->type_id, table_->packed, step.input().token_ids[row], table_->num_inputs, out);
+      if (scale_ != 1.0f)
+        for (int i = 0; i < table_->num_inputs; ++i) out[i] *= scale_;
+    }
+  }
+
+ private:
+  const Matrix* table_;
+  float scale_;
+  Value out_;
+};
+
+class RmsNorm final : public Op {
+ public:
+  RmsNorm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out, bool of_logit_rows)
+      : Op("norm"), kernel_(k.rows.rms_norm), of_logit_rows_(of_logit_rows) {
+    args_ = {x.rows, x.row_stride, nullptr, weight, eps, x.width, residual, out.row_stride, out.sink()};
+  }
+  void run(const Step& step, const Lane& lane) const override {
+    NormArgs args = args_;
+    if (of_logit_rows_) args.rows = step.input().logit_rows;
+    const int num_rows = of_logit_rows_ ? step.input().num_logit_rows : step.num_tokens();
+    const Rectangle r = share_rectangle(num_rows, args.out.num_blocks, lane);
+    kernel_(args, r.row_begin, r.row_end, r.block_begin, r.block_end);
+  }
+
+ private:
+  decltype(RowKernels::rms_norm) kernel_;
+  NormArgs args_;
+  bool of_logit_rows_;
+};
+
+class Cast final : public Op {
+ public:
+  Cast(const Kernels& k, Value x, Value out) : Op("quantize"), kernel_(k.rows.cast), args_{x.rows, x.row_stride, out.sink()} {}
+  void run(const Step& step, const Lane& lane) const override {
+    const Rectangle r = share_rectangle(step.num_tokens(), args_.out.num_blocks, lane);
+    kernel_(args_, r.row_begin, r.row_end, r.block_begin, r.block_end);
+  }
+
+ private:
+  decltype(RowKernels::cast) kernel_;
+  CastArgs args_;
+};
+
+int num_units(const Matrix& w) { return (w.num_rows + kColumns - 1) / kColumns; }
+
+// Output columns [32 unit_begin, 32 unit_end) of one matrix, for all rows, to `out` on.
+void run_units(const Kernels& k, const Value& x, const MatmulPart& part, int num_rows, int unit_begin, int unit_end,
+               float* out, std::size_t out_stride, bool accumulate) {
+  const Matrix& w = *part.matrix;
+  const int num_columns = std::min(w.num_rows, unit_end * kColumns) - unit_begin * kColumns;
+  const std::uint8_t* weights = w.packed + static_cast<std::size_t>(unit_begin) * (kColumns / kTileRows) * w.tile_bytes;
+  const MatmulArgs args{weights, num_columns, w.num_inputs, num_rows, x.panels, x.rows, x.row_stride, out, out_stride, accumulate};
+  k.matmul->matmul[w.type_id](args, 0, (num_columns + kTileRows - 1) / kTileRows);
+  if (part.bias == nullptr) return;
+  const float* bias = part.bias + unit_begin * kColumns;
+  for (int row = 0; row < num_rows; ++row)
+    for (int i = 0; i < num_columns; ++i) out[row * out_stride + i] += bias[i];
+}
+
+class Matmul final : public Op {
+ public:
+  Matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows)
+      : Op(of_logit_rows ? "head" : "matmul " + std::to_string(out.width) + "x" + std::to_string(x.width)),
+        k_(k), x_(x), parts_(std::move(parts)), out_(out), accumulate_(accumulate), of_logit_rows_(of_logit_rows) {
+    for (const MatmulPart& part : parts_) units_ += num_units(*part.matrix);
+  }
+  void run(const Step& step, const Lane& lane) const override {
+    const int num_rows = of_logit_rows_ ? step.input().num_logit_rows : step.num_tokens();
+    if (num_rows == 0) return;
+    const Share share = share_of(units_, lane.thread, lane.num_threads);
+    int before = 0, column = 0;
+    for (const MatmulPart& part : parts_) {
+      const int units = num_units(*part.matrix);
+      const int begin = std::max(share.begin - before, 0), end = std::min(share.end - before, units);
+      if (begin < end)
+        run_units(k_, x_, part, num_rows, begin, end, out_.rows + column + begin * kColumns, out_.row_stride, accumulate_);
+      before += units;
+      column += part.matrix->num_rows;
+    }
+  }
+
+ private:
+  const Kernels& k_;
+  Value x_;
+  std::vector<MatmulPart> parts_;
+  Value out_;
+  bool accumulate_, of_logit_rows_;
+  int units_ = 0;
+};
+
+class GatedMatmul final : public Op {
+ public:
+  GatedMatmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out)
+      : Op("gated matmul"), k_(k), x_(x), gate_(gate), up_(up), activation_(activation), out_(out) {}
+  void run(const Step& step, const Lane& lane) const override {
+    const int num_rows = step.num_tokens();
+    const Share share = share_of(num_units(*gate_.matrix), lane.thread, lane.num_threads);
+    const int at_once = std::max<int>(1, static_cast<int>(kGatedScratchFloats / (std::size_t(num_rows) * 2 * kColumns)));
+    for (int begin = share.begin; begin < share.end; begin += at_once)
+      run_columns(num_rows, begin, std::min(share.end, begin + at_once), lane.scratch);
+  }
+
+ private:
+  void run_columns(int num_rows, int begin, int end, float* scratch) const {
+    const std::size_t half = std::size_t(end - begin) * kColumns, stride = 2 * half;
+    run_units(k_, x_, gate_, num_rows, begin, end, scratch, stride, false);
+    run_units(k_, x_, up_, num_rows, begin, end, scratch + half, stride, false);
+    k_.rows.gated({scratch, scratch + half, stride, activation_, out_.sink()}, 0, num_rows, begin, end);
+  }
+
+  const Kernels& k_;
+  Value x_;
+  MatmulPart gate_, up_;
+  Activation activation_;
+  Value out_;
+};
+
+class Gated final : public Op {
+ public:
+  Gated(const Kernels& k, Value gate_up, Activation activation, Value out)
+      : Op("gated"), kernel_(k.rows.gated), x_(gate_up), activation_(activation), out_(out) {}
+  void run(const Step& step, const Lane& lane) const override {
+    const Rectangle r = share_rectangle(step.num_tokens(), out_.num_blocks(), lane);
+    const float* gate = x_.rows + r.block_begin * kColumns;
+    kernel_({gate, gate + out_.width, x_.row_stride, activation_, out_.sink()}, r.row_begin, r.row_end, r.block_begin, r.block_end);
+  }
+
+ private:
+  decltype(RowKernels::gated) kernel_;
+  Value x_;
+  Activation activation_;
+  Value out_;
+};
+
+class Add final : public Op {
+ public:
+  Add(const Kernels& k, Value x, Value y, Value out)
+      : Op("add"), kernel_(k.rows.add), args_{x.rows, y.rows, out.rows, out.row_stride}, num_blocks_(out.num_blocks()) {}
+  void run(const Step& step, const Lane& lane) const override {
+    const Rectangle r = share_rectangle(step.num_tokens(), num_blocks_, lane);
+    kernel_(args_, r.row_begin, r.row_end, r.block_begin, r.block_end);
+  }
+
+ private:
+  decltype(RowKernels::add) kernel_;
+  AddArgs args_;
+  int num_blocks_;
+};
+
+class Heads final : public Op {
+ public:
+  Heads(const Kernels& k, HeadArgs args) : Op("rope and store"), kernel_(k.rows.heads), args_(args) {}
+  void run(const Step& step, const Lane& lane) const override {
+    const int num_heads = args_.num_heads + 2 * args_.kv.num_kv_heads;
+    Share rows{0, step.num_tokens()}, heads{0, num_heads};
+    if (step.num_tokens() >= 2 * lane.num_threads)
+      rows = share_of(step.num_tokens(), lane.thread, lane.num_threads);
+    else
+      heads = share_of(num_heads, lane.thread, lane.num_threads);
+    for (int row = rows.begin; row < rows.end; ++row)
+      kernel_(args_, row, step.position(row), step.block(row), heads.begin, heads.end);
+  }
+
+ private:
+  decltype(RowKernels::heads) kernel_;
+  HeadArgs args_;
+};
+
+class Attend final : public Op {
+ public:
+  Attend(const Kernels& k, AttentionArgs args, const AttentionPlan* plan)
+      : Op("attention"), kernel_(k.attention.attend), args_(args), plan_(plan) {}
+  void run(const Step&, const Lane& lane) const override {
+    const std::vector<AttentionItem>& items = plan_->items[lane.thread];
+    for (std::size_t i = 0; i < items.size(); ++i)
+      kernel_(args_, items[i], i + 1 < items.size() ? &items[i + 1] : nullptr, lane.scratch);
+  }
+
+ private:
+  decltype(AttentionKernels::attend) kernel_;
+  AttentionArgs args_;
+  const AttentionPlan* plan_;
+};
+
+}  // namespace
+
+OpPtr make_embed(const Matrix* table, float scale, Value out) { return std::make_unique<Embed>(table, scale, out); }
+OpPtr make_rms_norm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out, bool of_logit_rows) {
+  return std::make_unique<RmsNorm>(k, x, weight, eps, residual, out, of_logit_rows);
+}
+OpPtr make_cast(const Kernels& k, Value x, Value out) { return std::make_unique<Cast>(k, x, out); }
+OpPtr make_matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows) {
+  return std::make_unique<Matmul>(k, x, std::move(parts), out, accumulate, of_logit_rows);
+}
+OpPtr make_gated_matmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out) {
+  return std::make_unique<GatedMatmul>(k, x, gate, up, activation, out);
+}
+OpPtr make_gated(const Kernels& k, Value gate_up, Activation activation, Value out) {
+  return std::make_unique<Gated>(k, gate_up, activation, out);
+}
+OpPtr make_add(const Kernels& k, Value x, Value y, Value out) { return std::make_unique<Add>(k, x, y, out); }
+OpPtr make_heads(const Kernels& k, HeadArgs args) { return std::make_unique<Heads>(k, args); }
+OpPtr make_attend(const Kernels& k, AttentionArgs args, const AttentionPlan* plan) {
+  return std::make_unique<Attend>(k, args, plan);
+}
+
+std::size_t gated_scratch(int max_tokens) {
+  return std::max<std::size_t>(kGatedScratchFloats, std::size_t(max_tokens) * 2 * kColumns);
+}
+
+}  // namespace realm

@@ -1,0 +1,69 @@
+// The steps of a program. Each runs on every thread at once, over the share that thread owns; a barrier follows it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "step.h"
+
+namespace realm {
+
+// Where a value of the program lies: f32 rows [T, stride], and the same as int8 panels if some matmul wants those.
+struct Value {
+  float* rows = nullptr;
+  std::size_t row_stride = 0;  // floats; a multiple of 32, padded with zeros
+  std::uint8_t* panels = nullptr;
+  int width = 0;  // columns in use
+
+  int num_blocks() const { return static_cast<int>(row_stride / 32); }
+  Sink sink() const { return {rows, row_stride, panels, num_blocks()}; }
+};
+
+// A packed weight matrix, in memory that the program owns.
+struct Matrix {
+  int type_id, num_rows, num_inputs;
+  const std::uint8_t* packed;
+  std::size_t tile_bytes;
+};
+
+struct Lane {
+  int thread, num_threads;
+  float* scratch;  // of this thread
+};
+
+class Op {
+ public:
+  explicit Op(std::string name) : name_(std::move(name)) {}
+  virtual ~Op() = default;
+  virtual void run(const Step& step, const Lane& lane) const = 0;
+  const std::string& name() const { return name_; }
+
+ private:
+  std::string name_;
+};
+
+using OpPtr = std::unique_ptr<Op>;
+
+struct MatmulPart {
+  const Matrix* matrix;
+  const float* bias;  // padded like the matrix's rows, or null
+};
+
+OpPtr make_embed(const Matrix* table, float scale, Value out);
+// `of_logit_rows`: the rows wanted in `logit_rows` only, gathered.
+OpPtr make_rms_norm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out, bool of_logit_rows);
+OpPtr make_cast(const Kernels& k, Value x, Value out);
+OpPtr make_matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows);
+// activation(x W_gate) * (x W_up), without a barrier between: a thread's columns of both are its own.
+OpPtr make_gated_matmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out);
+OpPtr make_gated(const Kernels& k, Value gate_up, Activation activation, Value out);
+OpPtr make_add(const Kernels& k, Value x, Value y, Value out);
+OpPtr make_heads(const Kernels& k, HeadArgs args);
+OpPtr make_attend(const Kernels& k, AttentionArgs args, const AttentionPlan* plan);
+
+// Floats of scratch that make_gated_matmul's op needs for steps of up to `max_tokens` rows.
+std::size_t gated_scratch(int max_tokens);
+
+}  // namespace realm

@@ -1,0 +1,109 @@
+// A model's step as a list of ops, recorded once at load and replayed by one call per step.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "memory.h"
+#include "ops.h"
+#include "thread_pool.h"
+
+namespace realm {
+
+struct ProgramConfig {
+  int num_threads;
+  bool pin_threads;
+  Isa isa;
+  StepLimits limits;
+  KVType kv_type;
+};
+
+struct HeadSpec {
+  int num_heads, num_kv_heads, head_dim, window;
+  float scale, norm_eps;
+  int q_norm, k_norm;  // vectors, or -1
+  int rope;
+};
+
+struct OpTime {
+  std::string name;
+  double microseconds;
+};
+
+// Builders return ids; -1 stands for "none". They throw std::invalid_argument where sizes do not fit together.
+class Program {
+ public:
+  explicit Program(const ProgramConfig& config);
+
+  // Weights. Reserve the packed bytes of all matrices first: they share one run of memory.
+  void reserve_weights(std::size_t num_bytes);
+  int add_matrix(int type_id, const std::uint8_t* gguf, std::size_t num_bytes, int num_rows, int num_inputs);
+  int add_vector(const float* values, std::size_t n);  // padded with zeros to a multiple of 32
+  int add_rope(const double* inverse_frequencies, std::size_t n, bool interleaved, double scale);
+
+  // A value [T, width], as f32 rows, int8 panels, or both.
+  int add_value(int width, bool rows, bool panels);
+
+  // Ops, in order of execution.
+  void embed(int table, float scale, int out);
+  void rms_norm(int x, int weight, float eps, int residual, int out, bool of_logit_rows);
+  void cast(int x, int out);
+  void matmul(int x, const std::vector<int>& matrices, const std::vector<int>& biases, int out, bool accumulate);
+  void gated_matmul(int x, int gate, int up, int gate_bias, int up_bias, Activation activation, int out);
+  void gated(int gate_up, Activation activation, int out);
+  void add(int x, int y, int out);
+  void attention(int qkv, const HeadSpec& spec, int out);
+  void logits(int x, const std::vector<int>& matrices, const std::vector<int>& biases);
+
+  // Runs one step; logits_data() then holds [S, V] until the next one. Throws std::invalid_argument on bad input.
+  void step(const StepInput& input);
+  const float* logits_data() const { return logits_.rows; }
+  std::size_t logits_stride() const { return logits_.row_stride; }
+
+  // Time of each kind of op over the steps since profiling was switched on.
+  void set_profiling(bool on);
+  std::vector<OpTime> profile() const;
+
+  const ProgramConfig& config() const { return config_; }
+  std::size_t weights_bytes() const { return weights_used_; }
+  std::size_t kv_bytes() const;
+  ThreadPool& pool() { return pool_; }
+
+ private:
+  void add_op(OpPtr op) { ops_.push_back(std::move(op)); }
+  Value value(int id) const;
+  Value make_value(int width, int num_rows, bool rows, bool panels);
+  const Matrix* matrix(int id) const;
+  const float* vector(int id, std::size_t at_least) const;
+  std::vector<MatmulPart> parts(const Value& x, const std::vector<int>& matrices, const std::vector<int>& biases) const;
+  AttentionPlan* plan(const AttentionShape& shape);
+  void need_scratch(std::size_t floats);
+
+  const ProgramConfig config_;
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  std::mutex stepping_;
+
+  HugeBuffer weights_;
+  std::size_t weights_used_ = 0;
+  std::deque<HugeBuffer> buffers_;
+  std::deque<Matrix> matrices_;
+  std::deque<std::vector<float>> vectors_;
+  std::vector<RopeTable> ropes_;
+  std::vector<Value> values_;
+  std::vector<HugeBuffer> kv_pools_;  // of each attention op
+  std::deque<AttentionPlan> plans_;
+  std::vector<HugeBuffer> scratch_;  // of each thread
+  std::size_t scratch_floats_ = 0;
+  std::vector<OpPtr> ops_;
+  Value logits_;
+  Step step_;
+
+  bool profiling_ = false;
+  std::vector<double> op_microseconds_;
+};
+
+}  // namespace realm

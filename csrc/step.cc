@@ -1,0 +1,93 @@
+#include "step.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace realm {
+namespace {
+
+void require(bool ok, const char* what, long value, long limit) {
+  if (!ok) throw std::invalid_argument(std::string(what) + ": " + std::to_string(value) + " (limit " + std::to_string(limit) + ")");
+}
+
+// Rows of one request that share each read of its keys and values.
+int rows_per_item(int heads_per_kv) { return std::max(1, kMaxItemQueries / heads_per_kv); }
+
+}  // namespace
+
+void Step::set(const StepInput& input, const StepLimits& limits) {
+  require(input.num_tokens >= 1 && input.num_tokens <= limits.max_tokens, "tokens in a step", input.num_tokens, limits.max_tokens);
+  require(input.num_logit_rows >= 0 && input.num_logit_rows <= limits.max_logit_rows, "logit rows in a step",
+          input.num_logit_rows, limits.max_logit_rows);
+  require(input.num_requests >= 1 && input.num_requests <= input.num_tokens, "requests in a step", input.num_requests,
+          input.num_tokens);
+  require(input.query_starts[0] == 0, "first query start", input.query_starts[0], 0);
+  require(input.query_starts[input.num_requests] == input.num_tokens, "last query start",
+          input.query_starts[input.num_requests], input.num_tokens);
+  for (int i = 0; i < input.num_tokens; ++i)
+    require(input.token_ids[i] >= 0 && input.token_ids[i] < limits.vocab_size, "token id", input.token_ids[i], limits.vocab_size);
+  for (int i = 0; i < input.num_logit_rows; ++i)
+    require(input.logit_rows[i] >= 0 && input.logit_rows[i] < input.num_tokens, "logit row", input.logit_rows[i], input.num_tokens);
+  const int table_tokens = static_cast<int>(std::min<long>(long(input.max_blocks) * limits.block_tokens, limits.max_positions));
+  positions_.resize(input.num_tokens);
+  blocks_.resize(input.num_tokens);
+  for (int r = 0; r < input.num_requests; ++r) {
+    const int begin = input.query_starts[r], end = input.query_starts[r + 1], context = input.context_lens[r];
+    require(begin < end && end <= input.num_tokens, "query start", end, input.num_tokens);
+    require(context >= 0 && context <= table_tokens - (end - begin), "context length", context, table_tokens - (end - begin));
+    const std::int32_t* table = input.block_tables + static_cast<std::size_t>(r) * input.max_blocks;
+    const int used = (context + end - begin + limits.block_tokens - 1) / limits.block_tokens;
+    for (int i = 0; i < used; ++i)
+      require(table[i] >= 0 && table[i] < limits.num_blocks, "KV block", table[i], limits.num_blocks);
+    for (int row = begin; row < end; ++row) {
+      positions_[row] = context + row - begin;
+      blocks_[row] = table[positions_[row] / limits.block_tokens];
+    }
+  }
+  input_ = input;
+}
+
+void Step::split_attention(AttentionPlan& plan, int num_threads) const {
+  const AttentionShape& shape = plan.shape;
+  const int heads_per_kv = shape.num_heads / shape.num_kv_heads, rows_at_once = rows_per_item(heads_per_kv);
+  const auto cost_of = [&](const AttentionItem& item) {
+    const int last = item.position + item.num_rows;
+    const int seen = shape.window > 0 ? std::min(last, shape.window + item.num_rows) : last;
+    return static_cast<std::int64_t>(seen / kTileTokens + 2);
+  };
+  std::vector<AttentionItem> groups;
+  std::int64_t total = 0;
+  for (int r = 0; r < input_.num_requests; ++r) {
+    const int end = input_.query_starts[r + 1];
+    for (int row = input_.query_starts[r]; row < end; row += rows_at_once) {
+      groups.push_back({row, std::min(rows_at_once, end - row), positions_[row], 0, 0,
+                        input_.block_tables + static_cast<std::size_t>(r) * input_.max_blocks});
+      total += cost_of(groups.back()) * shape.num_heads;
+    }
+  }
+  // Each thread takes a run of (row group, head) units of equal cost; heads that share keys then join into one item.
+  plan.items.resize(num_threads);
+  for (auto& items : plan.items) items.clear();
+  std::int64_t done = 0;
+  for (const AttentionItem& group : groups) {
+    const std::int64_t cost = cost_of(group);
+    for (int head = 0; head < shape.num_heads; ++head, done += cost) {
+      const int thread = static_cast<int>(std::min<std::int64_t>((2 * done + cost) * num_threads / (2 * total), num_threads - 1));
+      std::vector<AttentionItem>& items = plan.items[thread];
+      if (!items.empty()) {
+        AttentionItem& item = items.back();
+        if (item.row == group.row && item.head / heads_per_kv == head / heads_per_kv &&
+            (item.num_heads + 1) * group.num_rows <= kMaxItemQueries) {
+          ++item.num_heads;
+          continue;
+        }
+      }
+      items.push_back(group);
+      items.back().head = head;
+      items.back().num_heads = 1;
+    }
+  }
+}
+
+}  // namespace realm

@@ -1,0 +1,55 @@
+// One step's input, checked, and what follows from it: positions, blocks, and who attends to what.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attention.h"
+
+namespace realm {
+
+// As `Batch` in core/types.py; the pointers stay valid during the step only.
+struct StepInput {
+  int num_tokens, num_requests, num_logit_rows, max_blocks;
+  const std::int32_t* token_ids;      // [T]
+  const std::int32_t* query_starts;   // [R + 1]
+  const std::int32_t* context_lens;   // [R]
+  const std::int32_t* block_tables;   // [R, M]
+  const std::int32_t* logit_rows;     // [S]
+};
+
+struct StepLimits {
+  int max_tokens, max_logit_rows, max_positions, vocab_size, num_blocks, block_tokens;
+};
+
+// Attention of layers that agree in these is split alike.
+struct AttentionShape {
+  int num_heads, num_kv_heads, window;
+  bool operator==(const AttentionShape& o) const {
+    return num_heads == o.num_heads && num_kv_heads == o.num_kv_heads && window == o.window;
+  }
+};
+
+struct AttentionPlan {
+  AttentionShape shape;
+  std::vector<std::vector<AttentionItem>> items;  // of each thread
+};
+
+class Step {
+ public:
+  // Throws std::invalid_argument, naming what is wrong, rather than read or write out of bounds later.
+  void set(const StepInput& input, const StepLimits& limits);
+  // Fills `plan` for this step.
+  void split_attention(AttentionPlan& plan, int num_threads) const;
+
+  const StepInput& input() const { return input_; }
+  int num_tokens() const { return input_.num_tokens; }
+  int position(int row) const { return positions_[row]; }
+  std::int32_t block(int row) const { return blocks_[row]; }
+
+ private:
+  StepInput input_{};
+  std::vector<std::int32_t> positions_, blocks_;  // [T]
+};
+
+}  // namespace realm
