@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from machine import stamp
 from workload import DEFAULT_SCENARIOS, SCENARIOS
+
+from realm.cli.machine import stamp
 
 HERE = Path(__file__).parent
 ENGINES = ("realm", "llama.cpp", "openvino")
@@ -79,7 +80,14 @@ def _environment(peers: Path) -> dict[str, str]:
 
 def run_once(engine: str, args: argparse.Namespace, run: Run) -> None:
     """One process of one engine; adds what it measured to `run`."""
-    command = [*shlex.split(args.prefix), *_command(engine, args.peers_dir), "--model", str(args.model), "--threads", str(args.threads)]
+    command = [
+        *shlex.split(args.prefix),
+        *_command(engine, args.peers_dir),
+        "--model",
+        str(args.model),
+        "--threads",
+        str(args.threads),
+    ]
     command += ["--scenarios", ",".join(args.scenarios)]
     env = _environment(args.peers_dir)
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

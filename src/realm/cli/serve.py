@@ -1,0 +1,91 @@
+"""`realm serve`: one model behind the OpenAI-compatible API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias, cast
+
+import typer
+
+from realm.cli.options import (
+    ENGINE,
+    DeviceOption,
+    KVCacheTokens,
+    KVTypeOption,
+    MaxBatchSize,
+    MaxBatchTokens,
+    MaxQueued,
+    MaxSeqLen,
+    Model,
+    PrefixCache,
+    Threads,
+)
+from realm.server.config import ServerConfig
+
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+_SERVER = ServerConfig()
+_LOG_LEVEL = cast(LogLevel, _SERVER.log_level)
+
+
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = _SERVER.host,
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = _SERVER.port,
+    model_id: Annotated[str, typer.Option(help="Name that requests use.  [default: the model's]")] = "",
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Key that may use /v1; repeat for more. Without one, anyone may.", envvar="REALM_API_KEY"),
+    ] = None,
+    max_batch_size: MaxBatchSize = ENGINE.max_batch_size,
+    max_seq_len: MaxSeqLen = ENGINE.max_seq_len,
+    max_batch_tokens: MaxBatchTokens = ENGINE.max_batch_tokens,
+    kv_cache_tokens: KVCacheTokens = ENGINE.kv_cache_tokens,
+    kv_type: KVTypeOption = ENGINE.kv_type,
+    prefix_cache: PrefixCache = ENGINE.prefix_cache,
+    max_queued: MaxQueued = ENGINE.max_queued,
+    threads: Threads = ENGINE.num_threads,
+    device: DeviceOption = "cpu",
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin of web pages that may call the API; * for any; repeatable.")
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="Seconds until a request is given up.  [default: never]")
+    ] = _SERVER.request_timeout,
+    max_body_bytes: Annotated[int, typer.Option(help="Largest request body.")] = _SERVER.max_body_bytes,
+    graceful_seconds: Annotated[
+        int, typer.Option(help="How long open requests may go on after a SIGTERM.")
+    ] = _SERVER.graceful_seconds,
+    log_level: Annotated[LogLevel, typer.Option(help="What is logged to stderr.")] = _LOG_LEVEL,
+) -> None:
+    """Serve a model over HTTP until stopped; prints one line when it is ready."""
+    from realm.cli.progress import fetch_model
+    from realm.core.config import EngineConfig, ModelConfig
+    from realm.runtime.catalogue import CATALOGUE
+    from realm.runtime.manager import RuntimeManager
+    from realm.server.run import serve as serve_http
+
+    engine = EngineConfig(
+        max_batch_size=max_batch_size,
+        max_seq_len=max_seq_len,
+        max_batch_tokens=max_batch_tokens,
+        kv_cache_tokens=kv_cache_tokens,
+        kv_type=kv_type,
+        prefix_cache=prefix_cache,
+        max_queued=max_queued,
+        num_threads=threads,
+    )
+    server = ServerConfig(
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or ()),
+        cors_origins=tuple(cors_origin or ()),
+        max_body_bytes=max_body_bytes,
+        request_timeout=request_timeout,
+        graceful_seconds=graceful_seconds,
+        log_level=log_level,
+    )
+    path = fetch_model(model)
+    name = model_id or (model if model in CATALOGUE else path.stem)
+    runtime = RuntimeManager(engine, device=device)
+    runtime.set_default_model(ModelConfig(path, name))
+    serve_http(runtime, server)
