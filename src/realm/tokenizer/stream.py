@@ -58,12 +58,13 @@ class StopStrings:
         stops: Stop strings, none of them empty.
     """
 
-    __slots__ = ("_first", "_held", "_stops", "_tables", "matched")
+    __slots__ = ("_first", "_held", "_states", "_stops", "_tables", "matched")
 
     def __init__(self, stops: Sequence[str]) -> None:
         assert all(stops), "stop strings are checked on entry"
-        self._stops = [[stop, 0] for stop in sorted(set(stops), key=len, reverse=True)]
-        self._tables = {stop: _failure_table(stop) for stop in stops}
+        self._stops = sorted(set(stops), key=len, reverse=True)
+        self._tables = [_failure_table(stop) for stop in self._stops]
+        self._states = [0] * len(self._stops)  # characters of each stop string that the text ends with
         self._first = {stop[0] for stop in stops}
         self._held = ""
         self.matched: str | None = None
@@ -80,29 +81,27 @@ class StopStrings:
             if stop := self._advance(buffer[position]):
                 self.matched, self._held = stop, ""
                 return buffer[: position + 1 - len(stop)]
-        num_held = max(state for _, state in self._stops)
+        num_held = max(self._states)
         self._held = buffer[len(buffer) - num_held :]
         return buffer[: len(buffer) - num_held]
 
     def flush(self) -> str:
         """The end: text held back that turned out to be no stop string."""
         text, self._held = self._held, ""
-        for entry in self._stops:
-            entry[1] = 0
+        self._states = [0] * len(self._stops)
         return text
 
     def _advance(self, char: str) -> str | None:
         matched = None
-        for entry in self._stops:
-            stop, state = entry
-            table = self._tables[stop]
+        for index, stop in enumerate(self._stops):
+            state, table = self._states[index], self._tables[index]
             while state and stop[state] != char:
                 state = table[state - 1]
             state += stop[state] == char
             if state == len(stop):
                 matched = matched or stop
                 state = 0
-            entry[1] = state
+            self._states[index] = state
         return matched
 
 
