@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.engine_harness import request_of
 
 from realm.engine.sampling import Sampler, default_samplers
 from realm.engine.sequence import Sequence
 from realm.kernels.sampling_reference import adjusted_logits, kept_weights
-from tests.engine_harness import request_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

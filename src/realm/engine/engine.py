@@ -28,6 +28,7 @@ from realm.engine.scheduler import Scheduler
 from realm.engine.sequence import Sequence
 from realm.engine.speculation import Drafter, Proposer
 from realm.engine.stats import EngineStats
+from realm.engine.verification import verify
 from realm.kernels.ops import Executor
 from realm.kernels.sampling_reference import SampleOutputs
 
@@ -238,73 +239,31 @@ class Engine:
                 scheduler.publish(seq)
                 continue
             num_drafts = len(seq.drafts)
-            output = self._accept(seq, tokens[row : row + num_drafts + 1], sampled, row)
+            num_known = len(seq.tokens)
+            verified = verify(seq, tokens[row : row + num_drafts + 1])
+            logprobs: tuple[TokenLogprobs, ...] = ()
+            if sampled is not None and seq.num_logprobs >= 0:
+                num_emitted = len(seq.tokens) - num_known
+                logprobs = tuple([token_logprobs(sampled, row + i, seq.num_logprobs) for i in range(num_emitted)])
             row += num_drafts + 1
+            self._stats.num_generated_tokens += verified.num_drawn
             if seq.num_computed // block_tokens > seq.num_published:
                 scheduler.publish(seq)
             if num_drafts:
-                scheduler.truncate(seq)
-            outputs.append(output if output.finish_reason is None else self._end_with(seq, output))
+                self._settle_drafts(seq, num_drafts, verified.num_accepted)
+            output = StepOutput(seq.request_id, tuple(seq.tokens[num_known:]), logprobs)
+            if verified.reason is not None:
+                end = self._end(seq, verified.reason, verified.error)
+                output = replace(end, token_ids=output.token_ids, logprobs=logprobs)
+            outputs.append(output)
 
-    def _accept(self, seq: Sequence, drawn: list[int], sampled: SampleOutputs | None, row: int) -> StepOutput:
-        """Keep drawn tokens up to the first that ends the request or differs from its draft."""
-        drafts, seq.drafts = seq.drafts, []
-        num_known = len(seq.tokens)
-        logprobs: list[TokenLogprobs] = []
-        reason: FinishReason | None = None
-        error: RealmError | None = None
-        num_drawn = 0
-        for i, token in enumerate(drawn):
-            if token < 0:
-                reason, error = (
-                    FinishReason.ERROR,
-                    Internal("the model's logits were not finite", code="non_finite_logits"),
-                )
-                break
-            num_drawn += 1
-            if token in seq.stop_ids:
-                reason = FinishReason.STOP
-                break
-            seq.tokens.append(token)
-            if seq.history is not None:
-                seq.history.add(token)
-            if sampled is not None and seq.num_logprobs >= 0:
-                logprobs.append(token_logprobs(sampled, row + i, seq.num_logprobs))
-            if len(seq.tokens) >= seq.max_total_tokens:
-                reason = FinishReason.LENGTH
-                break
-            if i < len(drafts) and token != drafts[i]:
-                break
-        num_emitted = len(seq.tokens) - num_known
-        num_accepted = 0
-        if drafts:
-            num_accepted = self._count_drafts(seq, drafts, num_known)
-        seq.num_computed = num_known + num_accepted
-        seq.num_generated += num_drawn
-        self._stats.num_generated_tokens += num_drawn
-        new = tuple(seq.tokens[num_known:]) if num_emitted else ()
-        return StepOutput(seq.request_id, new, tuple(logprobs), reason, error)
-
-    def _count_drafts(self, seq: Sequence, drafts: list[int], num_known: int) -> int:
-        """How many drafts turned out right: those that became tokens of the sequence."""
-        num_accepted = 0
-        for draft, token in zip(drafts, seq.tokens[num_known:], strict=False):
-            if draft != token:
-                break
-            num_accepted += 1
-        seq.num_drafted += len(drafts)
-        seq.num_accepted += num_accepted
-        self._stats.num_drafted_tokens += len(drafts)
-        self._stats.num_accepted_tokens += num_accepted
+    def _settle_drafts(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
+        """Count drafts, tell their source, and take back what the rejected ones occupied."""
         assert self._drafter is not None
-        self._drafter.observe(seq, len(drafts), num_accepted)
-        return num_accepted
-
-    def _end_with(self, seq: Sequence, output: StepOutput) -> StepOutput:
-        """Take `seq` out and complete its terminal event."""
-        assert output.finish_reason is not None
-        end = self._end(seq, output.finish_reason, output.error)
-        return replace(end, token_ids=output.token_ids, logprobs=output.logprobs)
+        self._stats.num_drafted_tokens += num_drafted
+        self._stats.num_accepted_tokens += num_accepted
+        self._scheduler.truncate(seq)
+        self._drafter.observe(seq, num_drafted, num_accepted)
 
     def _end(self, seq: Sequence, reason: FinishReason, error: RealmError | None = None) -> StepOutput:
         """Take `seq` out, give back what it holds and make its terminal event."""

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from tests.engine_harness import Driver, make_engine, request_of
 
 from realm.core.config import EngineConfig
 from realm.core.errors import NotFound
 from realm.core.types import AdapterRef, FinishReason
 from realm.testing.fake import FakeExecutor
-from tests.engine_harness import Driver, make_engine, request_of
 
 A, B, C = (AdapterRef(name, name * 64) for name in "abc")
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.engine_harness import Driver, ScriptedProposer
 
 from realm.core.config import EngineConfig
 from realm.core.types import AdapterRef, Batch, FinishReason, Request, SamplingParams
 from realm.engine.engine import Engine
 from realm.testing.clock import FakeClock
 from realm.testing.fake import FakeExecutor
-from tests.engine_harness import Driver, ScriptedProposer
 
 VOCAB = 48
 KV_TOKENS = 160

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.engine_harness import request_of
 
 from realm.core.types import SamplingParams
 from realm.engine.sampling import Sampler, default_samplers
 from realm.engine.sequence import Sequence
 from realm.kernels.sampling_reference import kept_weights, philox, sample_rows, uniform
-from tests.engine_harness import request_of
 
 ALL_ONES = 0xFFFFFFFF
 
