@@ -24,20 +24,26 @@ def quantize(weights: Float32Array, quant_type: QuantType) -> Bytes:
     """
     layout = LAYOUTS[quant_type]
     num_cols = weights.shape[-1]
-    if quant_type not in _QUANTIZERS and quant_type not in _FLOATS:
-        names = ", ".join(t.name for t in (*_FLOATS, *_QUANTIZERS))
-        raise InvalidRequest(f"cannot quantise to {quant_type.name}, only to {names}", code="unsupported_quantization")
-    if num_cols % layout.block_elements:
-        raise InvalidRequest(
-            f"rows of {num_cols} values cannot be {quant_type.name}, which needs a multiple of {layout.block_elements}",
-            code="unsupported_quantization",
-        )
+    check_quantizable(quant_type, num_cols)
     weights = np.ascontiguousarray(weights, np.float32)
     if quant_type in _FLOATS:
         stored = _FLOATS[quant_type](weights)
     else:
         stored = _quantize_blocks(weights.reshape(-1, layout.block_elements), quant_type)
     return stored.view(np.uint8).reshape(-1, num_cols // layout.block_elements * layout.block_bytes)
+
+
+def check_quantizable(quant_type: QuantType, num_cols: int) -> None:
+    """Raise InvalidRequest if `quantize` cannot store rows of `num_cols` values as `quant_type`."""
+    if quant_type not in QUANTIZABLE:
+        names = ", ".join(t.name for t in QUANTIZABLE)
+        raise InvalidRequest(f"cannot quantise to {quant_type.name}, only to {names}", code="unsupported_quantization")
+    if num_cols % LAYOUTS[quant_type].block_elements:
+        raise InvalidRequest(
+            f"rows of {num_cols} values cannot be {quant_type.name}, "
+            f"which needs a multiple of {LAYOUTS[quant_type].block_elements}",
+            code="unsupported_quantization",
+        )
 
 
 def _quantize_blocks(values: Float32Array, quant_type: QuantType) -> Blocks:
