@@ -103,10 +103,21 @@ class Ops(Protocol[V]):
 class Executor(Protocol):
     """A model ready to step on one device."""
 
-    vocab_size: int
-    num_kv_blocks: int
-    weights_bytes: int
-    kv_bytes: int
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+
+    @property
+    def num_kv_blocks(self) -> int:
+        """Blocks in the KV pool."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Memory that holds weights, as the device keeps them."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of the KV pool."""
 
     def step(self, batch: Batch) -> Float32Array:
         """Run one step, writing KV, and give logits [S, V]: a view, valid until the next step."""
