@@ -150,7 +150,6 @@ class ReferenceExecutor:
         block_tokens: tokens in one block.
         kv_type: f16 or f32; what is computed with them is float32 either way.
         kv_values_per_token: for `kv_bytes`.
-        weights_bytes: as in the file.
     """
 
     def __init__(
@@ -163,12 +162,10 @@ class ReferenceExecutor:
         block_tokens: int,
         kv_type: KVType = KVType.F32,
         kv_values_per_token: int = 0,
-        weights_bytes: int = 0,
     ) -> None:
         kv_dtype = KV_DTYPES[kv_type]
         self.vocab_size = vocab_size
         self.num_kv_blocks = num_kv_blocks
-        self.weights_bytes = weights_bytes
         self.kv_bytes = num_kv_blocks * block_tokens * kv_values_per_token * kv_dtype.itemsize
         self._program = program
         self._block_tokens = block_tokens
@@ -178,6 +175,11 @@ class ReferenceExecutor:
     def adapters(self) -> dict[int, DenseAdapter]:
         """Resident adapters by slot; `Batch.adapter_slots` refers to these."""
         return self._state.adapters
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weights dequantised so far."""
+        return sum(matrix.nbytes for matrix in self._state.matrices.values())
 
     def step(self, batch: Batch) -> Float32Array:
         """Logits [S, V]."""

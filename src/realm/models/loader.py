@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,9 +14,11 @@ from realm.gguf.reader import GGUFFile
 from realm.kernels.ops import Executor
 from realm.models.config import ModelSpec, read_spec
 from realm.models.decoder import decode
-from realm.models.weights import Progress, Weights, dequantize_tensor, load_weights, rope_factors
+from realm.models.weights import Weights, dequantize_tensor, load_weights, rope_factors
 
 Device = Literal["cpu", "reference"]
+Progress = Callable[[int, int], None]
+"""Called with (tensors done, tensors in all)."""
 
 _DEFAULT_MAX_SEQ_LEN_TOKENS = 8192
 _DEFAULT_KV_TOKENS_PER_REQUEST = 1024
@@ -43,7 +46,7 @@ def load_model(
         path: a GGUF file; the first one of a split model.
         config: limits of the engine that will use it.
         device: `cpu` for the native kernels, `reference` for plain torch in float32 (slow, exact).
-        progress: called with (tensors done, tensors in all) while weights are read and packed.
+        progress: called with (tensors done, tensors in all) while the native kernels pack the weights.
 
     Raises:
         ModelFileError: the file is missing, corrupt, hostile or of a kind that is not supported.
@@ -53,7 +56,11 @@ def load_model(
         spec = read_spec(file.metadata, rope_factors(file))
         max_seq_len = _max_seq_len(config, spec)
         weights = load_weights(file, spec)
-        executor = _reference_executor(weights, spec, config, _num_kv_blocks(config, max_seq_len), file.size_bytes)
+        num_kv_blocks = _num_kv_blocks(config, max_seq_len)
+        if device == "cpu":
+            executor = _native_executor(weights, spec, config, num_kv_blocks, max_seq_len, progress)
+        else:
+            executor = _reference_executor(weights, spec, config, num_kv_blocks)
         return LoadedModel(spec, executor, file.metadata, file.fingerprint, max_seq_len)
 
 
@@ -78,9 +85,31 @@ def _num_kv_blocks(config: EngineConfig, max_seq_len: int) -> int:
     return -(-num_tokens // config.kv_block_tokens)
 
 
-def _reference_executor(
-    weights: Weights, spec: ModelSpec, config: EngineConfig, num_kv_blocks: int, num_bytes: int
+def _native_executor(
+    weights: Weights,
+    spec: ModelSpec,
+    config: EngineConfig,
+    num_kv_blocks: int,
+    max_seq_len: int,
+    progress: Progress | None,
 ) -> Executor:
+    # Reading a file's metadata must work where the native module was not built.
+    from realm.kernels.cpu import NativeExecutor
+
+    return NativeExecutor(
+        lambda ops: decode(ops, weights, spec),
+        vocab_size=spec.vocab_size,
+        num_kv_blocks=num_kv_blocks,
+        block_tokens=config.kv_block_tokens,
+        kv_type=config.kv_type,
+        max_batch_tokens=config.max_batch_tokens,
+        max_positions=max_seq_len,
+        num_threads=config.num_threads,
+        progress=progress,
+    )
+
+
+def _reference_executor(weights: Weights, spec: ModelSpec, config: EngineConfig, num_kv_blocks: int) -> Executor:
     # torch is optional, and slow to import.
     from realm.kernels.reference import KV_DTYPES, ReferenceExecutor
 
@@ -96,5 +125,4 @@ def _reference_executor(
         block_tokens=config.kv_block_tokens,
         kv_type=config.kv_type,
         kv_values_per_token=spec.kv_values_per_token,
-        weights_bytes=num_bytes,
     )

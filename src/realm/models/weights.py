@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +13,6 @@ from realm.gguf.dequant import dequantize
 from realm.gguf.reader import GGUFFile, TensorInfo
 from realm.kernels.ops import Linear, QuantTensor
 from realm.models.config import ModelSpec
-
-Progress = Callable[[int, int], None]
-"""Called with (tensors done, tensors in all)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +41,14 @@ class Weights:
     head: Linear  # [V, C]
 
 
-def load_weights(file: GGUFFile, spec: ModelSpec, progress: Progress | None = None) -> Weights:
+def load_weights(file: GGUFFile, spec: ModelSpec) -> Weights:
     """All tensors of `file`, zero-copy where they are matrices.
 
     Raises:
         ModelFileError: a tensor is missing, has another shape than the metadata says or a type that is not supported,
             or the file holds a tensor that this architecture would have to leave out of its computation.
     """
-    gather = _Gatherer(file, progress)
+    gather = _Gatherer(file)
     hidden, vocab = spec.hidden_size, spec.vocab_size
     embedding = gather.matrix(names.EMBEDDING, vocab, hidden)
     head = Linear((embedding,), (gather.optional_vector(names.OUTPUT, "bias", vocab),))
@@ -100,9 +96,8 @@ def _layer(gather: _Gatherer, spec: ModelSpec, layer: int) -> LayerWeights:
 class _Gatherer:
     """Takes tensors out of a file by name and shape, and remembers which were taken."""
 
-    def __init__(self, file: GGUFFile, progress: Progress | None) -> None:
+    def __init__(self, file: GGUFFile) -> None:
         self._tensors = file.tensors
-        self._progress = progress
         self._used: set[str] = set()
 
     def has(self, name: str) -> bool:
@@ -141,8 +136,6 @@ class _Gatherer:
         if info.shape != shape:
             raise ModelFileError(f"tensor {name} has shape {list(info.shape)}, the metadata asks for {list(shape)}")
         self._used.add(name)
-        if self._progress is not None:
-            self._progress(len(self._used), len(self._tensors))
         return info
 
 
