@@ -65,7 +65,8 @@ def bench(
             )
             for size in sizes
         ]
-        prefill_rate = measure_prefill(loaded, prefill) if prefill else None
+        prompts = [random_prompt(vocab_size, prefill, f"prefill/{i}") for i in range(5)]
+        prefill_rate = measure_prefill(loaded, prompts) if prefill else None
     row = {
         **stamp(),
         "benchmark": "realm bench",

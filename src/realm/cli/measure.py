@@ -99,16 +99,14 @@ def measure_decode(
     return DecodeResult(size, num_tokens / (ended - began), tuple(sorted(gaps)), profile)
 
 
-def measure_prefill(model: Model, num_tokens: int, repeats: int = 5) -> float:
-    """Prompt tokens per second of one request alone, from the median time to its first token."""
-    vocab_size = model.tokenizer.vocab_size
+def measure_prefill(model: Model, prompts: Sequence[list[int]]) -> float:
+    """Prompt tokens per second of one request alone, from the median time to its first token over the prompts."""
     seconds = []
-    for repeat in range(repeats):
-        prompt = random_prompt(vocab_size, num_tokens, f"prefill/{repeat}")
+    for prompt in prompts:
         began = time.perf_counter()
         model.generate(prompt, max_tokens=1, temperature=0.0, ignore_eos=True)
         seconds.append(time.perf_counter() - began)
-    return num_tokens / statistics.median(seconds)
+    return statistics.mean(map(len, prompts)) / statistics.median(seconds)
 
 
 def memory_bandwidth(num_threads: int, repeats: int = 5) -> float:
