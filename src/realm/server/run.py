@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 
@@ -41,6 +42,9 @@ def serve(runtime: RuntimeManager, config: ServerConfig) -> None:
         )
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        # uvicorn raises the signal that ended it once more when it is done; then it has had its effect.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
         _Server(options, f"realm: {model.model_id} is ready on http://{shown}:{port}").run(sockets=[listener])
     finally:
         listener.close()

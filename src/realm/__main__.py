@@ -1,0 +1,5 @@
+"""`python -m realm` is `realm`."""
+
+from realm.cli.main import main
+
+main()
