@@ -24,7 +24,7 @@ class EngineStats:
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
     num_preemptions: int = 0
-    finished: Counter[FinishReason] = field(default_factory=Counter)
+    finished: Counter[FinishReason] = field(default_factory=lambda: Counter(dict.fromkeys(FinishReason, 0)))
     """Requests ended, by reason."""
     schedule_seconds: float = 0.0
     batch_seconds: float = 0.0
