@@ -100,7 +100,7 @@ async def test_storm(cramped: Server) -> None:
         storm = [hang_up(client, body(model, f"leaves {i}"), i) for i in range(6)]
         storm += [give_up(client, body(model, f"gives up {i}")) for i in range(6)]
         deadline = {"timeout": 1e-6, "max_tokens": 100}
-        storm += [refused(client, body(model, f"late {i}", **deadline), 504, "deadline_exceeded") for i in range(6)]
+        storm += [refused(client, body(model, f"late {i}", **deadline), 408, "deadline_exceeded") for i in range(6)]
         storm += [refused(client, body(model, "long " * 200), 400, "context_length_exceeded") for _ in range(6)]
         strangers = [streamed_text(client, request) for request in quiet]
         results = await asyncio.gather(*strangers, *storm)

@@ -85,9 +85,9 @@ class Unavailable(RealmError):
 
 
 class DeadlineExceeded(RealmError):
-    """The request's deadline passed before it ended (504)."""
+    """The deadline that the client or the server set passed before the request ended (408): no fault of the server's."""
 
-    status = 504
+    status = 408
     type = "timeout_error"
     default_code = "deadline_exceeded"
 

@@ -44,7 +44,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         429: "Queue full; see Retry-After",
         500: "Our fault",
         503: "Starting, shutting down or broken",
-        504: "The request's deadline passed",
+        408: "The deadline passed that the request or the server set",
+        "default": "Any other error",
     }.items()
 }
 _STREAMABLE: dict[int | str, dict[str, Any]] = {

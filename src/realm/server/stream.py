@@ -141,6 +141,6 @@ def error_headers(error: RealmError) -> dict[str, str]:
         headers["Retry-After"] = str(max(1, round(seconds)))
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status == 504:
+    if error.status == 408:
         headers["x-should-retry"] = "false"  # the deadline was the client's own: the official clients would try again
     return headers
