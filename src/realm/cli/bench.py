@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +11,7 @@ import typer
 from realm.cli.options import ENGINE, DeviceOption, KVTypeOption, Model, Threads
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from realm.cli.measure import DecodeResult
+    from realm.cli.measure import DecodeResult, Results
 
 
 def bench(
@@ -32,64 +29,39 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Append the result row to this .jsonl file.")] = None,
 ) -> None:
     """Measure decode and prefill through the whole engine: tokens/s, latency quantiles, memory bandwidth used."""
-    from rich.console import Console
-
     from realm.cli.machine import stamp
-    from realm.cli.measure import measure_decode, measure_prefill, memory_bandwidth, random_prompt
+    from realm.cli.measure import Plan, measure
     from realm.cli.progress import fetch_model
-    from realm.gguf.card import read_card
-    from realm.gguf.reader import GGUFFile
-    from realm.runtime.load import load
 
     sizes = _parse_sizes(batch_sizes)
     path = fetch_model(model)
-    with GGUFFile.open(path) as file:
-        card = read_card(file)
-    bandwidth = memory_bandwidth(threads)
-    began = time.perf_counter()
-    loaded = load(
-        path,
-        device=device,
-        max_batch_size=max(sizes),
-        kv_cache_tokens=max(max(sizes) * (context + steps + 8 + 4 * max(sizes) + 32), prefill + 64),
-        kv_type=kv_type,
-        num_threads=threads,
-    )
-    load_seconds = time.perf_counter() - began
-    with loaded:
-        vocab_size = loaded.tokenizer.vocab_size
-        loaded.generate(random_prompt(vocab_size, 32, "warm-up"), max_tokens=8, temperature=0.0, ignore_eos=True)
-        decodes = [
-            measure_decode(
-                loaded, [random_prompt(vocab_size, context, f"{size}/{i}") for i in range(size)], steps, temperature
-            )
-            for size in sizes
-        ]
-        prompts = [random_prompt(vocab_size, prefill, f"prefill/{i}") for i in range(5)]
-        prefill_rate = measure_prefill(loaded, prompts) if prefill else None
+    plan = Plan(path, sizes, context, prefill, steps, temperature, kv_type, threads, device)
+    results = measure(plan, ops=profile)
     row = {
         **stamp(),
         "benchmark": "realm bench",
-        "model": path.name,
+        "model": plan.path.name,
         "num_threads": threads,
         "device": device,
         "kv_type": kv_type.value,
         "context_tokens": context,
-        "load_seconds": round(load_seconds, 3),
-        "memory_bandwidth_gb_per_second": round(bandwidth / 1e9, 2),
-        "decode": [_decode_row(d, card.weights_bytes) for d in decodes],
-        "prefill": None if prefill_rate is None else {"tokens": prefill, "tokens_per_second": round(prefill_rate, 1)},
+        "load_seconds": round(results.load_seconds, 3),
+        "memory_bandwidth_gb_per_second": round(results.bandwidth / 1e9, 2),
+        "decode": [_decode_row(d, results) for d in results.decodes],
+        "prefill": {"tokens": prefill, "tokens_per_second": round(results.prefill_rate, 1)} if prefill else None,
     }
     if out is not None:
-        with out.open("a") as results:
-            results.write(json.dumps(row) + "\n")
+        with out.open("a") as rows:
+            rows.write(json.dumps(row) + "\n")
     if json_output:
         typer.echo(json.dumps(row))
         return
-    console = Console()
-    _print_report(console, row)
+    from realm.cli.report import print_ops, print_report, print_stages
+
+    print_report(row)
     if profile:
-        _print_profile(console, decodes)
+        print_stages(results.decodes)
+        print_ops(results.ops)
 
 
 def _parse_sizes(text: str) -> list[int]:
@@ -102,58 +74,13 @@ def _parse_sizes(text: str) -> list[int]:
     return sizes
 
 
-def _decode_row(result: DecodeResult, weights_bytes: int) -> dict[str, Any]:
-    steps_per_second = result.tokens_per_second / result.batch_size
+def _decode_row(decode: DecodeResult, results: Results) -> dict[str, Any]:
+    read_bytes = results.bytes_per_step(decode.batch_size) * decode.tokens_per_second / decode.batch_size
     return {
-        "batch_size": result.batch_size,
-        "tokens_per_second": round(result.tokens_per_second, 1),
-        "gap_ms": {q: round(result.gap_quantile(float(q[1:]) / 100) * 1e3, 3) for q in ("p50", "p90", "p99")},
-        "weights_gb_per_second": round(steps_per_second * weights_bytes / 1e9, 2),
-        "python_share": round(result.profile.python_share, 4),
-        "step_ms": {
-            stage: round(seconds / max(1, result.profile.num_steps) * 1e3, 4)
-            for stage, seconds in result.profile.seconds.items()
-        },
+        "batch_size": decode.batch_size,
+        "tokens_per_second": round(decode.tokens_per_second, 1),
+        "gap_ms": {q: round(decode.gap_quantile(float(q[1:]) / 100) * 1e3, 3) for q in ("p50", "p90", "p99")},
+        "read_gb_per_second": round(read_bytes / 1e9, 2),
+        "python_share": round(decode.profile.python_share, 4),
+        "step_ms": {stage: round(decode.profile.step_ms(stage), 4) for stage in decode.profile.seconds},
     }
-
-
-def _print_report(console: Console, row: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    machine = row["machine"]
-    console.print(
-        f"{row['model']} on {machine['cpu']}, {row['num_threads']} threads, KV {row['kv_type']}; "
-        f"loaded in {row['load_seconds']:.2f} s; memory reads {row['memory_bandwidth_gb_per_second']} GB/s",
-        highlight=False,
-        markup=False,
-    )
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "tok/s", "gap p50 ms", "p90", "p99", "weights GB/s", "of bandwidth", "Python share"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for d in row["decode"]:
-        gap = d["gap_ms"]
-        used = d["weights_gb_per_second"] / row["memory_bandwidth_gb_per_second"]
-        table.add_row(
-            f"decode B={d['batch_size']}",
-            f"{d['tokens_per_second']:,.0f}",
-            *(f"{gap[q]:.2f}" for q in ("p50", "p90", "p99")),
-            f"{d['weights_gb_per_second']:.1f}",
-            f"{used:.0%}",
-            f"{d['python_share']:.1%}",
-        )
-    if row["prefill"]:
-        table.add_row(f"prefill {row['prefill']['tokens']}", f"{row['prefill']['tokens_per_second']:,.0f}")
-    console.print(table, highlight=False)
-
-
-def _print_profile(console: Console, decodes: list[DecodeResult]) -> None:
-    from rich.table import Table
-
-    stages = list(decodes[0].profile.seconds)
-    table = Table(title="milliseconds a step", title_justify="left", box=None, pad_edge=False)
-    for name in ("", *stages, "total"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for decode in decodes:
-        per_step = [decode.profile.seconds[s] / max(1, decode.profile.num_steps) * 1e3 for s in stages]
-        table.add_row(f"B={decode.batch_size}", *(f"{ms:.3f}" for ms in per_step), f"{sum(per_step):.3f}")
-    console.print(table, highlight=False)

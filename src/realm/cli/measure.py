@@ -8,14 +8,21 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from realm.engine.stats import EngineStats
-    from realm.runtime.model import Model
+from realm.core.config import EngineConfig, KVType, ModelConfig
+from realm.engine.stats import EngineStats
+from realm.gguf.card import read_card
+from realm.gguf.reader import GGUFFile
+from realm.kernels.cpu import NativeExecutor
+from realm.kernels.ops import Executor
+from realm.models.loader import Device, LoadedModel, load_model
+from realm.runtime.manager import RuntimeManager
+from realm.runtime.model import Model
 
+_BLOCK_TOKENS = EngineConfig().kv_block_tokens
 _STAGES = ("schedule", "batch", "forward", "sample", "emit")
 
 
@@ -33,6 +40,10 @@ class StepProfile:
         total = sum(self.seconds.values())
         return 1 - self.seconds["forward"] / total if total else 0.0
 
+    def step_ms(self, stage: str) -> float:
+        """Mean milliseconds of one stage in a step."""
+        return self.seconds[stage] / max(1, self.num_steps) * 1e3
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeResult:
@@ -47,6 +58,93 @@ class DecodeResult:
     def gap_quantile(self, share: float) -> float:
         """Gap that this share of gaps does not exceed, in seconds."""
         return self.gap_seconds[min(len(self.gap_seconds) - 1, int(share * len(self.gap_seconds)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure."""
+
+    path: Path
+    batch_sizes: list[int]
+    context_tokens: int
+    prefill_tokens: int
+    """0: no prefill test."""
+    num_steps: int
+    temperature: float
+    kv_type: KVType
+    num_threads: int
+    device: Device
+
+    def engine_config(self) -> EngineConfig:
+        """A KV pool in which every request of the largest batch finishes."""
+        largest = max(self.batch_sizes)
+        per_request = self.context_tokens + _max_tokens(self.num_steps, largest) + _BLOCK_TOKENS
+        return EngineConfig(
+            max_batch_size=largest,
+            kv_cache_tokens=max(largest * per_request, self.prefill_tokens + _BLOCK_TOKENS),
+            kv_type=self.kv_type,
+            num_threads=self.num_threads,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What was measured. `ops` has microseconds by kind of op, by batch size; empty on the reference device."""
+
+    load_seconds: float
+    bandwidth: float
+    """Bytes per second that the machine reads from memory."""
+    decodes: list[DecodeResult]
+    prefill_rate: float
+    ops: dict[int, dict[str, float]]
+    weights_bytes: int
+    kv_bytes_per_request: int
+    """KV that one decoding request reads in a step, at the middle of its run."""
+
+    def bytes_per_step(self, batch_size: int) -> int:
+        """Bytes that a decode step has to read: every weight once, and each request's KV."""
+        return self.weights_bytes + batch_size * self.kv_bytes_per_request
+
+
+def _max_tokens(num_steps: int, batch_size: int) -> int:
+    """Enough that nobody ends while the batch is timed, also who got its first token long before the last."""
+    return num_steps + 8 + 4 * batch_size
+
+
+def measure(plan: Plan, *, ops: bool = False) -> Results:
+    """Load the model and run everything in `plan`; with `ops` also time each kind of native op, in runs of its own."""
+    executors: list[Executor] = []
+
+    def load(path: Path, config: EngineConfig, device: Device) -> LoadedModel:
+        loaded = load_model(path, config, device)
+        executors.append(loaded.executor)
+        return loaded
+
+    with GGUFFile.open(plan.path) as file:
+        card = read_card(file)
+    bandwidth = memory_bandwidth(plan.num_threads)
+    with RuntimeManager(plan.engine_config(), device=plan.device, loader=load) as runtime:
+        began = time.perf_counter()
+        model = runtime.load_model(ModelConfig(plan.path))
+        load_seconds = time.perf_counter() - began
+        vocab_size = model.tokenizer.vocab_size
+
+        def decode(size: int, seed: str) -> DecodeResult:
+            prompts = [random_prompt(vocab_size, plan.context_tokens, f"{seed}/{size}/{i}") for i in range(size)]
+            return measure_decode(model, prompts, plan.num_steps, plan.temperature)
+
+        measure_prefill(model, [random_prompt(vocab_size, 32, "warm-up")])
+        decodes = [decode(size, "decode") for size in plan.batch_sizes]
+        prefill = [random_prompt(vocab_size, plan.prefill_tokens, f"prefill/{i}") for i in range(5)]
+        prefill_rate = measure_prefill(model, prefill) if plan.prefill_tokens else 0.0
+        op_times: dict[int, dict[str, float]] = {}
+        if ops and isinstance(executor := executors[0], NativeExecutor):
+            for size in plan.batch_sizes:
+                model.loop.call(executor.start_profile).result()
+                decode(size, "ops")
+                op_times[size] = model.loop.call(executor.profile).result()
+    kv_bytes = (card.kv_bytes_per_token(plan.kv_type) or 0) * (plan.context_tokens + plan.num_steps // 2)
+    return Results(load_seconds, bandwidth, decodes, prefill_rate, op_times, card.weights_bytes, kv_bytes)
 
 
 def random_prompt(vocab_size: int, num_tokens: int, seed: object) -> list[int]:
@@ -69,7 +167,7 @@ def measure_decode(
     """
     size = len(prompts)
     generation = model.stream(
-        prompts, max_tokens=num_steps + 8 + 4 * size, ignore_eos=True, temperature=temperature, seed=1
+        prompts, max_tokens=_max_tokens(num_steps, size), ignore_eos=True, temperature=temperature, seed=1
     )
     last_arrival = [0.0] * size
     waiting = size
