@@ -1,6 +1,6 @@
 """Python time of one engine step without a model: microseconds by phase, at several batch sizes.
 
-    python benchmarks/engine_overhead.py [--profile]
+python benchmarks/engine_overhead.py [--profile]
 """
 
 from __future__ import annotations
@@ -41,10 +41,15 @@ class NoModel:
 class Repeat:
     """Drafts four tokens, of which some are right."""
 
+    source = "repeat"
+
     def propose(self, seq: Sequence, max_tokens: int) -> list[int]:
         return [seq.tokens[-1]] * min(4, max_tokens)
 
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
+        pass
+
+    def finish(self, seq: Sequence) -> None:
         pass
 
 

@@ -105,6 +105,8 @@ def alone(request: Request, **options: object) -> Result:
 class ScriptedProposer:
     """Proposes from the right continuation: all right, all wrong, or wrong from a random place on."""
 
+    source = "script"
+
     def __init__(self, continuations: dict[str, list[int]], kind: str, vocab_size: int = 64) -> None:
         self.continuations = continuations
         self.kind = kind
@@ -128,3 +130,6 @@ class ScriptedProposer:
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
         assert 0 <= num_accepted <= num_drafted
         self.observed.append((num_drafted, num_accepted))
+
+    def finish(self, seq: Sequence) -> None:
+        pass

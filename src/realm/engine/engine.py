@@ -5,12 +5,11 @@ from __future__ import annotations
 import heapq
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from realm.cache.block_pool import BlockPool, chain_root
-from realm.core.config import EngineConfig, SpeculativeConfig
+from realm.core.config import EngineConfig
 from realm.core.errors import (
     DeadlineExceeded,
     Internal,
@@ -26,7 +25,7 @@ from realm.engine.runner import Runner
 from realm.engine.sampling import Sampler, Samplers, default_samplers, token_logprobs
 from realm.engine.scheduler import Scheduler
 from realm.engine.sequence import Sequence
-from realm.engine.speculation import Drafter, Proposer
+from realm.engine.speculation import Proposer, make_drafter
 from realm.engine.stats import EngineStats
 from realm.engine.verification import verify
 from realm.kernels.ops import Executor
@@ -47,7 +46,7 @@ class Engine:
         config: Limits. `max_seq_len` is also bounded by the KV cache.
         end_ids: Tokens that end a sequence, unless a request ignores them.
         clock: Seconds, monotonic; requests' deadlines are on it.
-        proposer: Source of drafts.
+        proposer: Source of drafts; the one that `config.speculative` asks for if None.
         adapters: Pool of resident adapters; requests for adapters are refused without one.
         samplers: Sampling kernels; the native ones where the native module is built, otherwise the reference.
     """
@@ -72,10 +71,7 @@ class Engine:
         self._kv_tokens = pool.num_blocks * pool.block_tokens
         self.max_seq_len = min(config.max_seq_len or _DEFAULT_MAX_SEQ_LEN, self._kv_tokens)
         """Tokens of prompt plus output that one request may have."""
-        self._drafter: Drafter | None = None
-        if proposer is not None:
-            speculative = config.speculative or SpeculativeConfig()
-            self._drafter = Drafter(proposer, speculative.max_draft_tokens, executor.vocab_size)
+        self._drafter = make_drafter(config.speculative, proposer, executor.vocab_size)
         self._scheduler = Scheduler(pool, config.max_batch_size, config.max_batch_tokens, self._adapters, self._drafter)
         self._runner = Runner(config.max_batch_size, config.max_batch_tokens, pool.blocks_for(self.max_seq_len))
         self._sampler = Sampler(config.max_batch_size, samplers or default_samplers())
@@ -169,7 +165,9 @@ class Engine:
         pool = self._scheduler.pool
         return replace(
             self._stats,
-            finished=Counter(self._stats.finished),
+            finished=self._stats.finished.copy(),
+            drafted_tokens=self._stats.drafted_tokens.copy(),
+            accepted_tokens=self._stats.accepted_tokens.copy(),
             num_preemptions=self._scheduler.num_preemptions,
             num_running=len(self._scheduler.running),
             num_waiting=len(self._scheduler.waiting),
@@ -225,6 +223,8 @@ class Engine:
         stats.sample_seconds += drawn - ran
         stats.emit_seconds += done - drawn
         stats.last_step_seconds = done - started
+        if self._drafter is not None and len(batch.logit_rows) == len(batch.token_ids):
+            self._drafter.end_step(len(batch.token_ids), drawn - built)
 
     def _emit(
         self, plan: list[Sequence], tokens: list[int], sampled: SampleOutputs | None, outputs: list[StepOutput]
@@ -260,14 +260,16 @@ class Engine:
     def _settle_drafts(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Count drafts, tell their source, and take back what the rejected ones occupied."""
         assert self._drafter is not None
-        self._stats.num_drafted_tokens += num_drafted
-        self._stats.num_accepted_tokens += num_accepted
+        self._stats.drafted_tokens[self._drafter.source] += num_drafted
+        self._stats.accepted_tokens[self._drafter.source] += num_accepted
         self._scheduler.truncate(seq)
         self._drafter.observe(seq, num_drafted, num_accepted)
 
     def _end(self, seq: Sequence, reason: FinishReason, error: RealmError | None = None) -> StepOutput:
         """Take `seq` out, give back what it holds and make its terminal event."""
         self._scheduler.remove(seq)
+        if self._drafter is not None:
+            self._drafter.finish(seq)
         del self._sequences[seq.request_id]
         self._stats.finished[reason] += 1
         self._stats.num_prompt_tokens += seq.num_prompt if seq.num_cached is not None else 0

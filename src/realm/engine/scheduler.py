@@ -101,6 +101,7 @@ class Scheduler:
                     spare -= share
                     plan.append(seq)
         if self._drafter is not None and spare and decoding:
+            self._drafter.begin_step(self._max_batch_tokens - spare, len(decoding))
             self._add_drafts(self._drafter, decoding, spare)
         return plan
 

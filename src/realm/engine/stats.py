@@ -21,8 +21,9 @@ class EngineStats:
     num_cached_tokens: int = 0
     """Those of them found in the prefix cache."""
     num_generated_tokens: int = 0
-    num_drafted_tokens: int = 0
-    num_accepted_tokens: int = 0
+    drafted_tokens: Counter[str] = field(default_factory=Counter)
+    """By source of the draft."""
+    accepted_tokens: Counter[str] = field(default_factory=Counter)
     num_preemptions: int = 0
     finished: Counter[FinishReason] = field(default_factory=lambda: Counter(dict.fromkeys(FinishReason, 0)))
     """Requests ended, by reason."""
@@ -38,6 +39,16 @@ class EngineStats:
     kv_blocks_total: int = 0
     kv_blocks_used: int = 0
     kv_blocks_cached: int = 0
+
+    @property
+    def num_drafted_tokens(self) -> int:
+        """Drafted tokens of all sources."""
+        return self.drafted_tokens.total()
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """Drafted tokens that became output."""
+        return self.accepted_tokens.total()
 
     @property
     def step_seconds(self) -> float:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from tests.engine_harness import Driver, ScriptedProposer, alone, assert_idle, make_engine, prompt_of, request_of
 
-from realm.core.config import EngineConfig
+from realm.core.config import EngineConfig, SpeculativeConfig
 from realm.core.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -14,6 +14,7 @@ from realm.core.errors import (
     UnsupportedParameter,
 )
 from realm.core.types import AdapterRef, Batch, FinishReason, Request
+from realm.engine.sequence import Sequence
 from realm.testing.clock import FakeClock
 from realm.testing.fake import FakeExecutor
 
@@ -144,10 +145,15 @@ def test_a_request_may_refuse_drafts():
 
 def test_a_broken_proposer_costs_only_its_drafts():
     class Broken:
+        source = "broken"
+
         def propose(self, seq: object, max_tokens: int) -> list[int]:
             raise RuntimeError("no idea")
 
         def observe(self, seq: object, num_drafted: int, num_accepted: int) -> None:
+            raise RuntimeError("no idea")
+
+        def finish(self, seq: object) -> None:
             raise RuntimeError("no idea")
 
     request = request_of("r")
@@ -338,3 +344,31 @@ def test_logprobs_are_the_models_own():
         assert len(entry.top) == 3
         assert entry.logprob < entry.top[0][1] or entry.top[0][0] == 5
         assert [p for _, p in entry.top] == sorted((p for _, p in entry.top), reverse=True)
+
+
+def test_lookup_is_on_when_the_config_asks_and_is_invisible():
+    config = EngineConfig(kv_block_tokens=16, speculative=SpeculativeConfig(), num_threads=1)
+    prompt = prompt_of(1, 6) * 8  # repetition makes guesses
+    requests = [request_of(f"r{i}", prompt, max_tokens=60, temperature=0.4, seed=i, logprobs=1) for i in range(4)]
+    driver = run(*requests, config=config)
+    for request in requests:
+        right = alone(request)
+        result = driver.results[request.request_id]
+        assert (result.token_ids, result.logprobs) == (right.token_ids, right.logprobs)
+    assert driver.engine.stats().drafted_tokens["lookup"] > 0
+    off = EngineConfig(kv_block_tokens=16, speculative=SpeculativeConfig(lookup=False), num_threads=1)
+    assert run(*requests, config=off).engine.stats().num_drafted_tokens == 0
+
+
+def test_proposers_hear_of_every_end():
+    class Listener(ScriptedProposer):
+        ended: list[str] = []  # noqa: RUF012
+
+        def finish(self, seq: Sequence) -> None:
+            self.ended.append(seq.request_id)
+
+    driver = Driver(make_engine(SMALL, proposer=Listener({}, "perfect")))
+    driver.add(*[request_of(f"r{i}") for i in range(6)], request_of("private", speculate=False))
+    driver.engine.cancel("r5")
+    driver.drain()
+    assert sorted(Listener.ended) == [f"r{i}" for i in range(6)]
