@@ -25,7 +25,7 @@ check: $(VENV)/.test  ## Formatting, lint, types, import layers, generated docs.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python docs/generate_cli.py --check
+	$(BIN)/python docs/generate.py --check
 
 bench: $(VENV)/.installed  ## Speed of this machine, as a table and a row in benchmarks/results.
 	$(BIN)/realm bench $(MODEL) --profile --out benchmarks/results/bench.jsonl
@@ -34,8 +34,8 @@ compare: $(VENV)/.test  ## Realm beside llama.cpp and OpenVINO GenAI (builds the
 	benchmarks/compare/setup_peers.sh
 	$(BIN)/python benchmarks/compare/compare.py --model "$$($(BIN)/realm pull $(MODEL))"
 
-docs: $(VENV)/.test  ## Write docs/cli.md anew.
-	$(BIN)/python docs/generate_cli.py
+docs: $(VENV)/.test  ## Write the generated pages anew.
+	$(BIN)/python docs/generate.py
 
 clean:  ## Remove what was built; models stay in the user's cache.
 	rm -rf $(VENV) build

@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-SYSTEM = "You are a helpful assistant. Answer briefly."
+SYSTEM = "You are a helpful assistant."
 QUESTIONS = (
     "What is the capital of France?",
     "Why is the sky blue?",
