@@ -27,6 +27,7 @@ class Server:
 
     def __init__(self, log: Path, *args: str) -> None:
         self._log = log
+        self._terminated = False
         device = os.environ.get("REALM_TEST_DEVICE", "cpu")
         command = [sys.executable, "-m", "realm", "serve", *args, "--port", "0", "--device", device]
         with log.open("wb") as stderr:
@@ -72,10 +73,15 @@ class Server:
                 return metrics
         raise AssertionError(f"not idle: {metrics}")
 
+    def terminate(self) -> None:
+        """SIGTERM, once: a second one could hit an interpreter that no longer has its handler."""
+        if not self._terminated:
+            self._terminated = True
+            self.process.send_signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """SIGTERM, and a clean end."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.terminate()
         code = self.process.wait(60)
         self.process.stdout.close()
         assert code == 0, self._log.read_text()

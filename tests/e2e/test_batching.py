@@ -151,7 +151,7 @@ async def test_sigterm_lets_open_requests_finish(start_server: StartServer, tiny
         async with client.stream("POST", CHAT, json=request | {"stream": True}) as response:
             lines = response.aiter_lines()
             first = await anext(lines)
-            server.process.terminate()
+            server.terminate()
             rest = [first] + [line async for line in lines]
     chunks = [json.loads(line.removeprefix("data: ")) for line in rest if line and "[DONE]" not in line]
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == alone
