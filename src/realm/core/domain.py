@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 
 
-def cache_domain(tenant_domain: str, model_fingerprint: str, adapter_hash: str, adapter_scale: float, kv_format: str) -> bytes:
+def cache_domain(
+    tenant_domain: str, model_fingerprint: str, adapter_hash: str, adapter_scale: float, kv_format: str
+) -> bytes:
     """SHA-256 over length-prefixed fields, so that no two different tuples share a domain.
 
     Two requests may share cached KV exactly when all of these agree.
