@@ -56,7 +56,7 @@ constexpr int kBlockInputs = 32;  // inputs of a block
 constexpr int kPanelRows = 8;     // activation rows of a panel
 
 struct ActivationBlock {
-  int8_t q[8][kPanelRows][4];      // [group of four inputs][row][input]
+  int8_t q[2][kPanelRows][4][4];   // [half of the block][row][group of four inputs][input]
   float d[kPanelRows];             // scale
   float d_sum[kPanelRows];         // d * (sum of q)
   int32_t neg_sum[kPanelRows];     // -(sum of q): an integer sum that starts at offset * neg_sum is over (quant - offset)

@@ -46,11 +46,32 @@ REALM_INLINE i32x16 dot(i32x16 acc, u8x64 w, const int8_t* x) {
   return dot4_small(acc, w, x);
 }
 
+// The rows of a panel from one of them on. A kernel for R rows uses the first R.
+struct PanelRows {
+  const int8_t* q;     // of the first row; see ActivationBlock for what follows
+  const float* scale;  // likewise
+
+  REALM_INLINE PanelRows(const ActivationBlock* block, int row) : q(block->q[0][row][0]), scale(block->d + row) {}
+  REALM_INLINE void next() {
+    q += sizeof(ActivationBlock);
+    scale += sizeof(ActivationBlock) / sizeof(float);
+  }
+  REALM_INLINE const int8_t* group(int g, int r) const { return q + (g / 4 * kPanelRows + r) * 16 + g % 4 * 4; }
+  REALM_INLINE f32x16 d(int r) const { return set1(scale[r]); }
+  REALM_INLINE f32x16 d_sum(int r) const { return set1(scale[kPanelRows + r]); }
+  // field 0: of the block, 1 and 2: of its halves
+  REALM_INLINE i32x16 neg_sum(int r, int field) const {
+    int32_t sum;
+    memcpy(&sum, scale + (2 + field) * kPanelRows + r, sizeof sum);
+    return iset1(sum);
+  }
+};
+
 template <QuantType type, int g, int R>
-REALM_INLINE void dot_group(i32x16 (&sum)[R], const uint8_t* block, const ActivationBlock* x) {
+REALM_INLINE void dot_group(i32x16 (&sum)[R], const uint8_t* block, PanelRows x) {
   const u8x64 w = unpack_group<type, g>(block);
   REALM_UNROLL
-  for (int r = 0; r < R; r++) sum[r] = dot<type>(sum[r], w, x->q[g][r]);
+  for (int r = 0; r < R; r++) sum[r] = dot<type>(sum[r], w, x.group(g, r));
 }
 
 // Scales of a group of blocks, kept in registers while its blocks are worked on.
@@ -81,57 +102,57 @@ struct GroupScales {
   }
 };
 
-template <QuantType type, int R>
-REALM_INLINE void start_sums(i32x16 (&sum)[R], const int32_t* neg_sum) {
+template <QuantType type, int field, int R>
+REALM_INLINE void start_sums(i32x16 (&sum)[R], PanelRows x) {
   constexpr int shift = integer_layout<type>().offset_shift;
   constexpr bool starts = shift >= 0 && (type != QuantType::Q8_0 || kBiasedDotStart);
   REALM_UNROLL
   for (int r = 0; r < R; r++) {
-    if constexpr (starts) sum[r] = shl<shift>(iset1(neg_sum[r]));
+    if constexpr (starts) sum[r] = shl<shift>(x.neg_sum(r, field));
     if constexpr (!starts) sum[r] = izero();
   }
 }
 
 // Sums of a span: the groups of four inputs [first, first + count).
 template <QuantType type, int first, int count, int R>
-REALM_INLINE void dot_groups(i32x16 (&sum)[R], const uint8_t* block, const ActivationBlock* x) {
+REALM_INLINE void dot_groups(i32x16 (&sum)[R], const uint8_t* block, PanelRows x) {
   dot_group<type, first>(sum, block, x);
   if constexpr (count > 1) dot_groups<type, first + 1, count - 1>(sum, block, x);
 }
 
 template <QuantType type, int R>
 REALM_INLINE void block_by_32(f32x16 (&acc)[R], const uint8_t* block, const GroupScales<type>& scales, int b,
-                              const ActivationBlock* x) {
+                              PanelRows x) {
   i32x16 sum[R];
-  start_sums<type>(sum, x->neg_sum);
+  start_sums<type, 0>(sum, x);
   dot_groups<type, 0, 8>(sum, block, x);
   const f32x16 d = scales.scale(b), m = scales.min(b);
   REALM_UNROLL
   for (int r = 0; r < R; r++) {
-    acc[r] = fma(to_f32(sum[r]), d * set1(x->d[r]), acc[r]);
-    if constexpr (integer_layout<type>().scales == Scales::affine) acc[r] = fma(m, set1(x->d_sum[r]), acc[r]);
-    if constexpr (integer_layout<type>().scales == Scales::affine32) acc[r] = fnma(m, set1(x->d_sum[r]), acc[r]);
+    acc[r] = fma(to_f32(sum[r]), d * x.d(r), acc[r]);
+    if constexpr (integer_layout<type>().scales == Scales::affine) acc[r] = fma(m, x.d_sum(r), acc[r]);
+    if constexpr (integer_layout<type>().scales == Scales::affine32) acc[r] = fnma(m, x.d_sum(r), acc[r]);
   }
 }
 
 template <QuantType type, int half, int R>
 REALM_INLINE void half_by_16(f32x16 (&acc)[R], const uint8_t* block, const GroupScales<type>& scales, int b,
-                             const ActivationBlock* x) {
+                             PanelRows x) {
   i32x16 sum[R];
-  start_sums<type>(sum, x->neg_sum16[half]);
+  start_sums<type, 1 + half>(sum, x);
   dot_groups<type, 4 * half, 4>(sum, block, x);
   const f32x16 d = scales.scale(2 * b + half), m = scales.min(2 * b + half);
   REALM_UNROLL
   for (int r = 0; r < R; r++) {
-    acc[r] = fma(to_f32(sum[r]), d * set1(x->d[r]), acc[r]);
+    acc[r] = fma(to_f32(sum[r]), d * x.d(r), acc[r]);
     if constexpr (integer_layout<type>().has_min())
-      acc[r] = fma(m, set1(x->d[r]) * to_f32(iset1(x->neg_sum16[half][r])), acc[r]);
+      acc[r] = fma(m, x.d(r) * to_f32(x.neg_sum(r, 1 + half)), acc[r]);
   }
 }
 
-// One weight tile times R rows: the first R of the panel at `x`.
+// One weight tile times R rows.
 template <QuantType type, int R>
-__attribute__((noinline)) void integer_tile(const uint8_t* w, const ActivationBlock* x, int num_groups, float* out,
+__attribute__((noinline)) void integer_tile(const uint8_t* w, PanelRows x, int num_groups, float* out,
                                             size_t out_stride, int num_lanes, bool accumulate) {
   constexpr IntegerLayout layout = integer_layout<type>();
   f32x16 acc[R];
@@ -139,7 +160,7 @@ __attribute__((noinline)) void integer_tile(const uint8_t* w, const ActivationBl
   for (int r = 0; r < R; r++) acc[r] = zero();
   for (int group = 0; group < num_groups; group++, w += layout.group_bytes()) {
     const GroupScales<type> scales(w);
-    for (int b = 0; b < layout.group_blocks(); b++, x++) {
+    for (int b = 0; b < layout.group_blocks(); b++, x.next()) {
       const uint8_t* block = w + b * layout.block_bytes();
       constexpr int stream_bytes = layout.group_bytes() / layout.group_blocks();
       REALM_UNROLL

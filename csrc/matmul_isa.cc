@@ -22,9 +22,8 @@ REALM_INLINE void rows_times_tile(const MatmulArgs& args, const uint8_t* w, int 
     float_tile<type, R>(w, args.x + row * args.x_stride, args.x_stride, args.num_inputs, out, args.out_stride, num_lanes,
                         args.accumulate);
   } else {
-    const uint8_t* panel = args.panels + row / kPanelRows * panel_bytes(args.num_inputs);
-    // Every field of a block has four bytes for each row, so moving by 4 * r makes row r the first.
-    const auto* x = reinterpret_cast<const ActivationBlock*>(panel + 4 * (row % kPanelRows));
+    const auto* panel = reinterpret_cast<const ActivationBlock*>(args.panels) + row / kPanelRows * (args.num_inputs / kBlockInputs);
+    const PanelRows x(panel, row % kPanelRows);
     const int num_groups = args.num_inputs / (kBlockInputs * integer_layout<type>().group_blocks());
     integer_tile<type, R>(w, x, num_groups, out, args.out_stride, num_lanes, args.accumulate);
   }

@@ -13,10 +13,8 @@ REALM_INLINE void quantize_block(f32x16 first, f32x16 last, ActivationBlock* blo
   const float d = is_zero ? 0.0f : amax / 127.0f;
   const f32x16 inverse = set1(is_zero ? 0.0f : 127.0f / amax);
   const i32x16 q0 = to_i32(first * inverse), q1 = to_i32(last * inverse);
-  alignas(16) int8_t q[kBlockInputs];
-  store_i8(q, q0);
-  store_i8(q + 16, q1);
-  for (int g = 0; g < 8; g++) memcpy(block->q[g][row], q + 4 * g, 4);
+  store_i8(block->q[0][row], q0);
+  store_i8(block->q[1][row], q1);
   const int32_t sum0 = reduce_add(q0), sum1 = reduce_add(q1);
   block->d[row] = d;
   block->d_sum[row] = d * static_cast<float>(sum0 + sum1);
