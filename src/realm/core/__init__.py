@@ -1,0 +1,1 @@
+"""The nouns that cross seams, configuration, errors. Imports nothing of Realm, and never torch."""

@@ -1,0 +1,1 @@
+"""The device seam and the devices: plain torch, and native CPU kernels."""

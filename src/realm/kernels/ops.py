@@ -47,8 +47,9 @@ class Linear:
 class Rope:
     """Rotary embedding, precomputed: the angle of pair i at position p is `p * inv_freq[i]`.
 
-    `inv_freq` already holds every scaling (linear, llama3, yarn, factors tensor); cos and sin are multiplied by `mscale`.
-    `interleaved`: pairs are (2i, 2i+1), as GGUF stores llama; otherwise (i, i + rot_dim/2), as GGUF stores qwen and gemma.
+    `inv_freq` already holds every scaling (linear, llama3, yarn, factors tensor); cos and sin are multiplied by
+    `mscale`. `interleaved`: pairs are (2i, 2i+1), as GGUF stores llama; otherwise (i, i + rot_dim/2), as GGUF stores
+    qwen and gemma.
     """
 
     inv_freq: tuple[float, ...]  # [rot_dim / 2]
@@ -82,7 +83,7 @@ class Ops(Protocol[V]):
         """Rows of `table` for the step's token ids, times `scale`: [T, C]."""
 
     def rms_norm(self, x: V, weight: Float32Array, eps: float) -> V:
-        """x / rms(x) * weight over the last dimension: [T, C]. (Gemma's 1 + w is already folded into the GGUF weight.)"""
+        """x / rms(x) * weight over the last dimension: [T, C]. (Gemma's 1 + w is folded into the GGUF weight.)"""
 
     def linear(self, x: V, weight: Linear) -> V:
         """x @ W^T + b, plus the adapter's side path where a row has one: [T, N]."""
