@@ -16,8 +16,6 @@ constexpr int kMaxQueries = 2, kGroups = 2, kVectors = 2;
 constexpr int kTileGroups = kTileTokens / 16;
 constexpr float kMasked = -1e30f;
 
-REALM_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
-
 // One query of an item, and where its running softmax stands.
 struct Query {
   const float* q;
@@ -33,39 +31,35 @@ struct Query {
   float p8_scale;
 };
 
-// The bytes of one tile of one KV head: a pointer for each 16 tokens.
+// The bytes of one tile of one KV head: pointers for each 16 tokens.
 struct Tile {
-  const uint8_t* head[kTileGroups];  // the block's run of bytes
-  int group[kTileGroups];            // which 16 tokens of that block
-  int first_token;                   // position of the tile's first token
-  int num_groups;                    // those that hold a token anyone sees
+  const uint8_t* keys[kTileGroups];
+  const uint8_t* values[kTileGroups];
+  const float* key_scales[kTileGroups];  // int8 only
+  const float* value_scales[kTileGroups];
+  int first_token;  // position of the tile's first token
+  int num_groups;   // those that hold a token anyone sees
 };
 
 Tile tile_at(const AttentionArgs& args, const int32_t* block_table, int kv_head, int first_token, int end_token) {
+  const KVLayout& kv = args.kv;
   Tile tile;
   tile.first_token = first_token;
   const int left = (end_token - first_token + 15) / 16;
   tile.num_groups = left < kTileGroups ? left : kTileGroups;
-  const size_t block_bytes = args.kv.block_bytes(), head_offset = args.kv.head_bytes() * kv_head;
+  const size_t block_bytes = kv.block_bytes(), head_offset = kv.head_bytes() * kv_head;
+  const size_t group_bytes = size_t(16) * kv.head_dim * kv.element_bytes();
   for (int g = 0; g < kTileGroups; ++g) {
     // Groups past the end repeat the last one: readable, and masked.
     const int token = first_token + 16 * (g < tile.num_groups ? g : tile.num_groups - 1);
-    tile.head[g] = args.pool + block_bytes * block_table[token / args.kv.block_tokens] + head_offset;
-    tile.group[g] = token % args.kv.block_tokens / 16;
+    const uint8_t* head = args.pool + block_bytes * block_table[token / kv.block_tokens] + head_offset;
+    const int in_block = token % kv.block_tokens;
+    tile.keys[g] = head + group_bytes * (in_block / 16);
+    tile.values[g] = tile.keys[g] + kv.values_offset();
+    tile.key_scales[g] = reinterpret_cast<const float*>(head + kv.key_scales_offset()) + in_block;
+    tile.value_scales[g] = reinterpret_cast<const float*>(head + kv.value_scales_offset()) + in_block;
   }
   return tile;
-}
-
-void prefetch_tile(const AttentionArgs& args, const int32_t* block_table, int kv_head, int first_token, int end_token) {
-  const Tile tile = tile_at(args, block_table, kv_head, first_token, end_token);
-  const size_t bytes = size_t(16) * args.kv.head_dim * args.kv.element_bytes(), values = args.kv.values_offset();
-  for (int g = 0; g < tile.num_groups; ++g) {
-    const uint8_t* keys = tile.head[g] + bytes * tile.group[g];
-    for (size_t i = 0; i < bytes; i += 64) {
-      prefetch_far(keys + i);
-      prefetch_far(keys + values + i);
-    }
-  }
 }
 
 template <class T>
@@ -80,18 +74,22 @@ REALM_INLINE f32x16 load_element<float>(const float* p) {
 }
 
 // scores[i][16 g + lane] = q_i . k for `n` queries and kGroups groups of 16 tokens, from group `g0` on.
+// Meanwhile the same lines of `next` are fetched: a burst of them would stall, spread over the work they are free.
 template <class T, int n>
-REALM_INLINE void score_groups(const Query* queries, const Tile& tile, int g0, int dim) {
+REALM_INLINE void score_groups(const Query* queries, const Tile& tile, const Tile& next, int g0, int dim) {
   const T* keys[kGroups];
 #pragma GCC unroll 4
-  for (int g = 0; g < kGroups; ++g)
-    keys[g] = reinterpret_cast<const T*>(tile.head[g0 + g]) + size_t(16) * dim * tile.group[g0 + g];
+  for (int g = 0; g < kGroups; ++g) keys[g] = reinterpret_cast<const T*>(tile.keys[g0 + g]);
   f32x16 sum[n][kGroups];
 #pragma GCC unroll 6
   for (int i = 0; i < n; ++i)
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; ++g) sum[i][g] = zero();
   for (int d = 0; d < dim; ++d) {
+    if (d % (64 / int(16 * sizeof(T))) == 0) {
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) prefetch(next.keys[g0 + g] + 16 * sizeof(T) * d);
+    }
     f32x16 k[kGroups];
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; ++g) k[g] = load_element(keys[g] + 16 * d);
@@ -110,10 +108,7 @@ REALM_INLINE void score_groups(const Query* queries, const Tile& tile, int g0, i
 
 // The same from int8 keys: exact integer dots, then the two scales.
 template <int n>
-REALM_INLINE void score_groups_int8(const Query* queries, const Tile& tile, int g0, int dim, const KVLayout& kv) {
-  const uint8_t* keys[kGroups];
-#pragma GCC unroll 4
-  for (int g = 0; g < kGroups; ++g) keys[g] = tile.head[g0 + g] + size_t(16) * dim * tile.group[g0 + g];
+REALM_INLINE void score_groups_int8(const Query* queries, const Tile& tile, const Tile& next, int g0, int dim) {
   i32x16 sum[n][kGroups];
 #pragma GCC unroll 6
   for (int i = 0; i < n; ++i)
@@ -122,7 +117,10 @@ REALM_INLINE void score_groups_int8(const Query* queries, const Tile& tile, int 
   for (int d = 0; d < dim; d += 4) {
     u8x64 k[kGroups];
 #pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) k[g] = load_u8x64(keys[g] + 16 * d);
+    for (int g = 0; g < kGroups; ++g) {
+      prefetch(next.keys[g0 + g] + 16 * d);
+      k[g] = load_u8x64(tile.keys[g0 + g] + 16 * d);
+    }
 #pragma GCC unroll 6
     for (int i = 0; i < n; ++i)
 #pragma GCC unroll 4
@@ -130,8 +128,7 @@ REALM_INLINE void score_groups_int8(const Query* queries, const Tile& tile, int 
   }
 #pragma GCC unroll 4
   for (int g = 0; g < kGroups; ++g) {
-    const uint8_t* scales = tile.head[g0 + g] + kv.key_scales_offset() + 64 * tile.group[g0 + g];
-    const f32x16 key_scale = load(reinterpret_cast<const float*>(scales));
+    const f32x16 key_scale = load(tile.key_scales[g0 + g]);
 #pragma GCC unroll 6
     for (int i = 0; i < n; ++i)
       store(queries[i].scores + 16 * (g0 + g), to_f32(sum[i][g]) * (key_scale * set1(queries[i].q8_scale)));
@@ -140,16 +137,18 @@ REALM_INLINE void score_groups_int8(const Query* queries, const Tile& tile, int 
 
 // acc_i[slice] = acc_i[slice] * rescale_i + sum over tokens of p_i[t] * v[t][slice], for m vectors of 16 dimensions.
 template <class T, int n, int m>
-REALM_INLINE void add_values(const Query* queries, const Tile& tile, int d0, const KVLayout& kv) {
+REALM_INLINE void add_values(const Query* queries, const Tile& tile, const Tile& next, int d0, int dim) {
   f32x16 acc[n][m];
 #pragma GCC unroll 6
   for (int i = 0; i < n; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < m; ++j) acc[i][j] = load(queries[i].acc + d0 + 16 * j) * set1(queries[i].rescale);
-  const int dim = kv.head_dim;
   for (int g = 0; g < tile.num_groups; ++g) {
-    const T* values = reinterpret_cast<const T*>(tile.head[g] + kv.values_offset()) + size_t(16) * dim * tile.group[g] + d0;
+    const T* values = reinterpret_cast<const T*>(tile.values[g]) + d0;
+    const T* ahead = reinterpret_cast<const T*>(next.values[g]) + d0;
     for (int t = 0; t < 16; ++t) {
+#pragma GCC unroll 4
+      for (int j = 0; j < m; j += 64 / int(16 * sizeof(T))) prefetch(ahead + t * dim + 16 * j);
       f32x16 v[m];
 #pragma GCC unroll 4
       for (int j = 0; j < m; ++j) v[j] = load_element(values + t * dim + 16 * j);
@@ -169,8 +168,7 @@ REALM_INLINE void add_values(const Query* queries, const Tile& tile, int d0, con
 
 // The same from int8 values: the tile's sum is an exact integer, 128 * high + low, then one fma per tile.
 template <int n, int m>
-REALM_INLINE void add_values_int8(const Query* queries, const Tile& tile, int d0, const KVLayout& kv) {
-  const int dim = kv.head_dim;
+REALM_INLINE void add_values_int8(const Query* queries, const Tile& tile, const Tile& next, int d0, int dim) {
 #pragma GCC unroll 6
   for (int i = 0; i < n; ++i) {
     const Query& query = queries[i];
@@ -179,12 +177,14 @@ REALM_INLINE void add_values_int8(const Query* queries, const Tile& tile, int d0
     for (int j = 0; j < m; ++j) high[j] = low[j] = izero();
     int32_t high_sum = 0, low_sum = 0;
     for (int g = 0; g < tile.num_groups; ++g) {
-      const uint8_t* values = tile.head[g] + kv.values_offset() + size_t(16) * dim * tile.group[g] + 4 * d0;
+      const uint8_t* values = tile.values[g] + 4 * d0;
+      const uint8_t* ahead = next.values[g] + 4 * d0;
       const int8_t* p = query.p8 + 16 * g;
       for (int t = 0; t < 16; t += 4) {
         const uint8_t* four = values + t * dim;
 #pragma GCC unroll 4
         for (int j = 0; j < m; ++j) {
+          if (i == 0) prefetch(ahead + t * dim + 64 * j);
           const u8x64 v = load_u8x64(four + 64 * j);
           high[j] = dot4_biased(high[j], v, p + t);
           low[j] = dot4_biased(low[j], v, p + kTileTokens + t);
@@ -239,11 +239,10 @@ void soften(Query& query, const Tile& tile) {
 }
 
 // p[t] * dv[t] as 14-bit integers relative to the tile's largest.
-void quantize_probabilities(Query& query, const Tile& tile, const KVLayout& kv) {
+void quantize_probabilities(Query& query, const Tile& tile) {
   f32x16 p[kTileGroups], largest = zero();
   for (int g = 0; g < kTileGroups; ++g) {
-    const uint8_t* scales = tile.head[g] + kv.value_scales_offset() + 64 * tile.group[g];
-    p[g] = load(query.scores + 16 * g) * load(reinterpret_cast<const float*>(scales));
+    p[g] = load(query.scores + 16 * g) * load(tile.value_scales[g]);
     largest = max(p[g], largest);
   }
   const float top = reduce_max(largest);
@@ -257,52 +256,54 @@ void quantize_probabilities(Query& query, const Tile& tile, const KVLayout& kv) 
 }
 
 template <int n>
-void score(const Query* queries, const Tile& tile, const KVLayout& kv) {
+void score(const Query* queries, const Tile& tile, const Tile& next, const KVLayout& kv) {
   for (int g = 0; g < tile.num_groups; g += kGroups) {
     if (kv.type == KVType::f16)
-      score_groups<uint16_t, n>(queries, tile, g, kv.head_dim);
+      score_groups<uint16_t, n>(queries, tile, next, g, kv.head_dim);
     else if (kv.type == KVType::f32)
-      score_groups<float, n>(queries, tile, g, kv.head_dim);
+      score_groups<float, n>(queries, tile, next, g, kv.head_dim);
     else
-      score_groups_int8<n>(queries, tile, g, kv.head_dim, kv);
+      score_groups_int8<n>(queries, tile, next, g, kv.head_dim);
   }
 }
 
 template <int n, int m>
-void accumulate_slice(const Query* queries, const Tile& tile, int d, const KVLayout& kv) {
+void accumulate_slice(const Query* queries, const Tile& tile, const Tile& next, int d, const KVLayout& kv) {
   if (kv.type == KVType::f16)
-    add_values<uint16_t, n, m>(queries, tile, d, kv);
+    add_values<uint16_t, n, m>(queries, tile, next, d, kv.head_dim);
   else if (kv.type == KVType::f32)
-    add_values<float, n, m>(queries, tile, d, kv);
+    add_values<float, n, m>(queries, tile, next, d, kv.head_dim);
   else
-    add_values_int8<n, m>(queries, tile, d, kv);
+    add_values_int8<n, m>(queries, tile, next, d, kv.head_dim);
 }
 
 template <int n>
-void run_tile(Query* queries, const Tile& tile, const KVLayout& kv) {
-  score<n>(queries, tile, kv);
+void run_tile(Query* queries, const Tile& tile, const Tile& next, const KVLayout& kv) {
+  score<n>(queries, tile, next, kv);
   for (int i = 0; i < n; ++i) {
     soften(queries[i], tile);
-    if (kv.type == KVType::int8) quantize_probabilities(queries[i], tile, kv);
+    if (kv.type == KVType::int8) quantize_probabilities(queries[i], tile);
   }
   int d = 0;
-  for (; d + 16 * kVectors <= kv.head_dim; d += 16 * kVectors) accumulate_slice<n, kVectors>(queries, tile, d, kv);
-  for (; d < kv.head_dim; d += 16) accumulate_slice<n, 1>(queries, tile, d, kv);
+  for (; d + 16 * kVectors <= kv.head_dim; d += 16 * kVectors) accumulate_slice<n, kVectors>(queries, tile, next, d, kv);
+  for (; d < kv.head_dim; d += 16) accumulate_slice<n, 1>(queries, tile, next, d, kv);
 }
 
-void run_queries(Query* queries, int num_queries, const Tile& tile, const KVLayout& kv) {
+void run_queries(Query* queries, int num_queries, const Tile& tile, const Tile& next, const KVLayout& kv) {
   for (int i = 0; i < num_queries;) {
     const int left = num_queries - i;
     const int n = left < kMaxQueries ? left : kMaxQueries;
+    // Only the first chunk fetches the next tile; for the others that is a look at lines they hold.
+    const Tile& ahead = i == 0 ? next : tile;
     switch (n) {
 #if defined(REALM_ISA_AVX512VNNI)
-      case 6: run_tile<6>(queries + i, tile, kv); break;
-      case 5: run_tile<5>(queries + i, tile, kv); break;
-      case 4: run_tile<4>(queries + i, tile, kv); break;
-      case 3: run_tile<3>(queries + i, tile, kv); break;
+      case 6: run_tile<6>(queries + i, tile, ahead, kv); break;
+      case 5: run_tile<5>(queries + i, tile, ahead, kv); break;
+      case 4: run_tile<4>(queries + i, tile, ahead, kv); break;
+      case 3: run_tile<3>(queries + i, tile, ahead, kv); break;
 #endif
-      case 2: run_tile<2>(queries + i, tile, kv); break;
-      default: run_tile<1>(queries + i, tile, kv); break;
+      case 2: run_tile<2>(queries + i, tile, ahead, kv); break;
+      default: run_tile<1>(queries + i, tile, ahead, kv); break;
     }
     i += n;
   }
@@ -374,13 +375,17 @@ void attend(const AttentionArgs& args, const AttentionItem& item, const Attentio
   const int num_queries = start_queries(args, item, scratch, queries);
   const int kv_head = item.head / args.heads_per_kv;
   const int end = item.position + item.num_rows;
-  for (int token = first_tile(args, item); token < end; token += kTileTokens) {
+  int token = first_tile(args, item);
+  Tile tile = tile_at(args, item.block_table, kv_head, token, end);
+  for (; token < end; token += kTileTokens) {
+    Tile ahead = tile;
     if (token + kTileTokens < end)
-      prefetch_tile(args, item.block_table, kv_head, token + kTileTokens, end);
+      ahead = tile_at(args, item.block_table, kv_head, token + kTileTokens, end);
     else if (next != nullptr)
-      prefetch_tile(args, next->block_table, next->head / args.heads_per_kv, first_tile(args, *next),
-                    next->position + next->num_rows);
-    run_queries(queries, num_queries, tile_at(args, item.block_table, kv_head, token, end), args.kv);
+      ahead = tile_at(args, next->block_table, next->head / args.heads_per_kv, first_tile(args, *next),
+                      next->position + next->num_rows);
+    run_queries(queries, num_queries, tile, ahead, args.kv);
+    tile = ahead;
   }
   for (int i = 0; i < num_queries; ++i) finish_query(args, queries[i]);
 }
