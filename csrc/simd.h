@@ -16,8 +16,11 @@
 // Integer:    izero iset1 iload istore + - * & shl<n> shr<n> (arithmetic) lane_index as_f32 as_i32
 // Reduce:     reduce_add reduce_max (halves are folded: 16 -> 8 -> 4 -> 2 -> 1)
 // Bytes:      load_u8x64 lo_nibbles hi_nibbles bits_at_left<shift,mask> bits_at_right<shift,mask> operator|
-// Dot:        dot4(acc, weights, four): acc[lane] += sum over i < 4 of weights[lane*4+i] * four[i], exact
-//             dot4_small: the same for weights <= 127; dot4_biased: for weights stored as (w xor 0x80), see kBiasedDotStart
+// Dot:        dot4(acc, w, x): acc[lane] += sum over i < 4 of (unsigned) w[lane*4+i] * (signed) x[lane*4+i], exact, for
+//             |x| <= 127; dot4_small: the same for w <= 127; dot4_biased: for signed weights stored xor 0x80; its acc must
+//             start at -128 * (sum of x) if kBiasedDotStart, else at 0
+//             broadcast4 broadcast16: x from 4 (16) signed bytes; a pointer in place of x means broadcast4
+// Quads:      sum_of_four_lanes: to all four; load_f16_to_four_lanes: four f16, each to four lanes
 // Partial:    store_first(p, a, n): lanes 0..n-1 only
 // Other:      prefetch; kKernelRows: activation rows that a matrix kernel can keep in registers at once
 #pragma once
@@ -51,6 +54,10 @@
 namespace realm::REALM_ISA_NAMESPACE {
 
 REALM_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+REALM_INLINE i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* four) { return dot4(acc, w, broadcast4(four)); }
+REALM_INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, const int8_t* four) { return dot4_small(acc, w, broadcast4(four)); }
+REALM_INLINE i32x16 dot4_biased(i32x16 acc, u8x64 w, const int8_t* four) { return dot4_biased(acc, w, broadcast4(four)); }
 
 }  // namespace realm::REALM_ISA_NAMESPACE
 

@@ -175,21 +175,24 @@ REALM_INLINE u8x64 bits_at_right(u8x64 a) {
   return {_mm256_and_si256(_mm256_srli_epi16(a.lo, shift), m), _mm256_and_si256(_mm256_srli_epi16(a.hi, shift), m)};
 }
 
-REALM_INLINE __m256i broadcast_four(const int8_t* four) {
+REALM_INLINE u8x64 broadcast4(const int8_t* p) {
   int32_t bits;
-  memcpy(&bits, four, 4);
-  return _mm256_set1_epi32(bits);
+  memcpy(&bits, p, 4);
+  return {_mm256_set1_epi32(bits), _mm256_set1_epi32(bits)};
+}
+REALM_INLINE u8x64 broadcast16(const int8_t* p) {
+  const __m256i x = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {x, x};
 }
 
 #if defined(REALM_ISA_AVX2VNNI)
 
-REALM_INLINE i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* four) {
-  const __m256i x = broadcast_four(four);
-  return {_mm256_dpbusd_avx_epi32(acc.lo, w.lo, x), _mm256_dpbusd_avx_epi32(acc.hi, w.hi, x)};
+REALM_INLINE i32x16 dot4(i32x16 acc, u8x64 w, u8x64 x) {
+  return {_mm256_dpbusd_avx_epi32(acc.lo, w.lo, x.lo), _mm256_dpbusd_avx_epi32(acc.hi, w.hi, x.hi)};
 }
-REALM_INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, const int8_t* four) { return dot4(acc, w, four); }
+REALM_INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, u8x64 x) { return dot4(acc, w, x); }
 constexpr bool kBiasedDotStart = true;
-REALM_INLINE i32x16 dot4_biased(i32x16 acc, u8x64 w, const int8_t* four) { return dot4(acc, w, four); }
+REALM_INLINE i32x16 dot4_biased(i32x16 acc, u8x64 w, u8x64 x) { return dot4(acc, w, x); }
 
 #else
 
@@ -197,24 +200,34 @@ REALM_INLINE i32x16 dot4_biased(i32x16 acc, u8x64 w, const int8_t* four) { retur
 REALM_INLINE __m256i add_pairs(__m256i acc, __m256i w, __m256i x) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
 }
-REALM_INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, const int8_t* four) {
-  const __m256i x = broadcast_four(four);
-  return {add_pairs(acc.lo, w.lo, x), add_pairs(acc.hi, w.hi, x)};
+REALM_INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, u8x64 x) {
+  return {add_pairs(acc.lo, w.lo, x.lo), add_pairs(acc.hi, w.hi, x.hi)};
 }
-REALM_INLINE i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* four) {
-  const __m256i x = broadcast_four(four), low = _mm256_set1_epi8(0x7f), top = _mm256_set1_epi8(-128);
-  return {add_pairs(add_pairs(acc.lo, _mm256_and_si256(w.lo, low), x), _mm256_and_si256(w.lo, top), x),
-          add_pairs(add_pairs(acc.hi, _mm256_and_si256(w.hi, low), x), _mm256_and_si256(w.hi, top), x)};
+REALM_INLINE i32x16 dot4(i32x16 acc, u8x64 w, u8x64 x) {
+  const __m256i low = _mm256_set1_epi8(0x7f), top = _mm256_set1_epi8(-128);
+  return {add_pairs(add_pairs(acc.lo, _mm256_and_si256(w.lo, low), x.lo), _mm256_and_si256(w.lo, top), x.lo),
+          add_pairs(add_pairs(acc.hi, _mm256_and_si256(w.hi, low), x.hi), _mm256_and_si256(w.hi, top), x.hi)};
 }
 constexpr bool kBiasedDotStart = false;
-REALM_INLINE i32x16 dot4_biased(i32x16 acc, u8x64 w, const int8_t* four) {
+REALM_INLINE i32x16 dot4_biased(i32x16 acc, u8x64 w, u8x64 x) {
   // Back to signed weights; then |w| times x with the sign of w: no start value is needed.
-  const __m256i x = broadcast_four(four), top = _mm256_set1_epi8(-128);
+  const __m256i top = _mm256_set1_epi8(-128);
   const __m256i lo = _mm256_xor_si256(w.lo, top), hi = _mm256_xor_si256(w.hi, top);
-  return {add_pairs(acc.lo, _mm256_abs_epi8(lo), _mm256_sign_epi8(x, lo)),
-          add_pairs(acc.hi, _mm256_abs_epi8(hi), _mm256_sign_epi8(x, hi))};
+  return {add_pairs(acc.lo, _mm256_abs_epi8(lo), _mm256_sign_epi8(x.lo, lo)),
+          add_pairs(acc.hi, _mm256_abs_epi8(hi), _mm256_sign_epi8(x.hi, hi))};
 }
 
 #endif
+
+REALM_INLINE __m256i sum_of_four(__m256i a) {
+  const __m256i pairs = _mm256_add_epi32(a, _mm256_shuffle_epi32(a, 0xb1));
+  return _mm256_add_epi32(pairs, _mm256_shuffle_epi32(pairs, 0x4e));
+}
+REALM_INLINE i32x16 sum_of_four_lanes(i32x16 a) { return {sum_of_four(a.lo), sum_of_four(a.hi)}; }
+REALM_INLINE f32x16 load_f16_to_four_lanes(const void* p) {
+  const __m256 four = _mm256_castps128_ps256(_mm_cvtph_ps(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  return {_mm256_permutevar8x32_ps(four, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
+          _mm256_permutevar8x32_ps(four, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3))};
+}
 
 }  // namespace realm::REALM_ISA_NAMESPACE

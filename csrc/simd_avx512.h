@@ -118,14 +118,26 @@ REALM_INLINE u8x64 bits_at_right(u8x64 a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, shift), _mm512_set1_epi8(mask))};
 }
 
-REALM_INLINE i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* four) {
+REALM_INLINE u8x64 broadcast4(const int8_t* p) {
   int32_t bits;
-  memcpy(&bits, four, 4);
-  return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(bits))};
+  memcpy(&bits, p, 4);
+  return {_mm512_set1_epi32(bits)};
 }
-REALM_INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, const int8_t* four) { return dot4(acc, w, four); }
-// Whether the accumulator of dot4_biased must start at -128 * (sum of the activations).
+REALM_INLINE u8x64 broadcast16(const int8_t* p) {
+  return {_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+REALM_INLINE i32x16 dot4(i32x16 acc, u8x64 w, u8x64 x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
+REALM_INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, u8x64 x) { return dot4(acc, w, x); }
 constexpr bool kBiasedDotStart = true;
-REALM_INLINE i32x16 dot4_biased(i32x16 acc, u8x64 w, const int8_t* four) { return dot4(acc, w, four); }
+REALM_INLINE i32x16 dot4_biased(i32x16 acc, u8x64 w, u8x64 x) { return dot4(acc, w, x); }
+
+REALM_INLINE i32x16 sum_of_four_lanes(i32x16 a) {
+  const __m512i pairs = _mm512_add_epi32(a.v, _mm512_shuffle_epi32(a.v, _MM_PERM_CDAB));
+  return {_mm512_add_epi32(pairs, _mm512_shuffle_epi32(pairs, _MM_PERM_BADC))};
+}
+REALM_INLINE f32x16 load_f16_to_four_lanes(const void* p) {
+  const __m512 four = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  return {_mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), four)};
+}
 
 }  // namespace realm::REALM_ISA_NAMESPACE

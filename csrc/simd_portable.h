@@ -179,35 +179,52 @@ REALM_INLINE u8x64 bits_at_right(u8x64 a) {
   REALM_QUARTERS(u8x64, reinterpret_cast<Byte16>(reinterpret_cast<Short8>(a.q[i]) >> shift) & uint8_t{mask});
 }
 
-// Multiplication of 16 bits is what every CPU has: the even and the odd bytes of all lanes, each times a pair of inputs.
+REALM_INLINE u8x64 broadcast4(const int8_t* p) {
+  int32_t bits;
+  memcpy(&bits, p, 4);
+  const Byte16 all = reinterpret_cast<Byte16>(Int4{} + bits);
+  return {{all, all, all, all}};
+}
+REALM_INLINE u8x64 broadcast16(const int8_t* p) {
+  const Byte16 all = load_as<Byte16>(p);
+  return {{all, all, all, all}};
+}
+
+// Multiplication of 16 bits is what every CPU has: the even and the odd bytes of all lanes.
 struct EvenOdd {
   Short8 even, odd;
 };
-REALM_INLINE Short8 pair_of(int8_t low, int8_t high) { return Short8{low, high, low, high, low, high, low, high}; }
-REALM_INLINE EvenOdd products(Byte16 w, const int8_t* four) {
-  const Short8 pairs = reinterpret_cast<Short8>(w);
-  return {(pairs & 0xff) * pair_of(four[0], four[2]), ((pairs >> 8) & 0xff) * pair_of(four[1], four[3])};
+REALM_INLINE EvenOdd products(Byte16 weights, Byte16 inputs) {
+  const Short8 w = reinterpret_cast<Short8>(weights), x = reinterpret_cast<Short8>(inputs);
+  return {(w & 0xff) * ((x << 8) >> 8), ((w >> 8) & 0xff) * (x >> 8)};
 }
 REALM_INLINE Int4 add_halves(Short8 pairs) {
   const Int4 lanes = reinterpret_cast<Int4>(pairs);
   return ((lanes << 16) >> 16) + (lanes >> 16);
 }
-REALM_INLINE Int4 quarter_dot(Byte16 w, const int8_t* four) {
-  const EvenOdd p = products(w, four);  // up to 255 * 127 each
+REALM_INLINE Int4 quarter_dot(Byte16 w, Byte16 x) {
+  const EvenOdd p = products(w, x);  // up to 255 * 127 each
   return add_halves(p.even) + add_halves(p.odd);
 }
-REALM_INLINE Int4 quarter_dot_small(Byte16 w, const int8_t* four) {
-  const EvenOdd p = products(w, four);  // 2 * 127 * 127 still fits
+REALM_INLINE Int4 quarter_dot_small(Byte16 w, Byte16 x) {
+  const EvenOdd p = products(w, x);  // 2 * 127 * 127 still fits
   return add_halves(p.even + p.odd);
 }
-REALM_INLINE i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* four) {
-  REALM_QUARTERS(i32x16, acc.q[i] + quarter_dot(w.q[i], four));
+REALM_INLINE i32x16 dot4(i32x16 acc, u8x64 w, u8x64 x) {
+  REALM_QUARTERS(i32x16, acc.q[i] + quarter_dot(w.q[i], x.q[i]));
 }
-REALM_INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, const int8_t* four) {
-  REALM_QUARTERS(i32x16, acc.q[i] + quarter_dot_small(w.q[i], four));
+REALM_INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, u8x64 x) {
+  REALM_QUARTERS(i32x16, acc.q[i] + quarter_dot_small(w.q[i], x.q[i]));
 }
 constexpr bool kBiasedDotStart = true;
-REALM_INLINE i32x16 dot4_biased(i32x16 acc, u8x64 w, const int8_t* four) { return dot4(acc, w, four); }
+REALM_INLINE i32x16 dot4_biased(i32x16 acc, u8x64 w, u8x64 x) { return dot4(acc, w, x); }
+
+REALM_INLINE Int4 sum_of_four(Int4 a) { return Int4{} + (a[0] + a[1] + a[2] + a[3]); }
+REALM_INLINE i32x16 sum_of_four_lanes(i32x16 a) { REALM_QUARTERS(i32x16, sum_of_four(a.q[i])); }
+REALM_INLINE f32x16 load_f16_to_four_lanes(const void* p) {
+  const Float4 four = from_f16(widen4<uint16_t>(p, 0));
+  REALM_QUARTERS(f32x16, Float4{} + four[i]);
+}
 
 #undef REALM_QUARTERS
 
