@@ -33,6 +33,7 @@ bench: $(VENV)/.installed  ## Speed of this machine, as a table and a row in ben
 compare: $(VENV)/.test  ## Realm beside llama.cpp and OpenVINO GenAI (builds them first, about 8 minutes).
 	benchmarks/compare/setup_peers.sh
 	$(BIN)/python benchmarks/compare/compare.py --model "$$($(BIN)/realm pull $(MODEL))"
+	$(BIN)/python benchmarks/compare/compare_http.py --model "$$($(BIN)/realm pull $(MODEL))"
 
 docs: $(VENV)/.test  ## Write the generated pages anew.
 	$(BIN)/python docs/generate.py
