@@ -83,9 +83,8 @@ class SequenceOps:
         """[B, T, H*D]."""
         batch, length, _ = qkv.shape
         heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        q, k, v = (
-            qkv.view(batch, length, heads + 2 * kv_heads, dim).transpose(1, 2).split([heads, kv_heads, kv_heads], 1)
-        )
+        qkv = qkv.view(batch, length, heads + 2 * kv_heads, dim).transpose(1, 2)
+        q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
         if spec.q_norm is not None and spec.k_norm is not None:
             q = _rms_norm(q, self._vector(spec.q_norm), spec.norm_eps)
             k = _rms_norm(k, self._vector(spec.k_norm), spec.norm_eps)
