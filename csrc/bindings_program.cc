@@ -64,13 +64,16 @@ void bind_program(nb::module_& m) {
   nb::class_<Program>(m, "Program")
       .def("__init__",
            [](Program* self, int num_threads, int max_tokens, int max_logit_rows, int max_positions, int vocab_size,
-              int num_blocks, int block_tokens, const std::string& kv_type, std::optional<std::string> isa, bool pin_threads) {
+              int num_blocks, int block_tokens, const std::string& kv_type, std::optional<std::string> isa, bool pin_threads,
+              const Program* beside) {
              new (self) Program({num_threads, pin_threads, isa ? parse_isa(*isa) : default_isa(),
                                  {max_tokens, max_logit_rows, max_positions, vocab_size, num_blocks, block_tokens},
-                                 kv_type_of(kv_type)});
+                                 kv_type_of(kv_type)},
+                                beside);
            },
            nb::kw_only(), "num_threads"_a, "max_tokens"_a, "max_logit_rows"_a, "max_positions"_a, "vocab_size"_a,
-           "num_blocks"_a, "block_tokens"_a, "kv_type"_a, "isa"_a = nb::none(), "pin_threads"_a = false)
+           "num_blocks"_a, "block_tokens"_a, "kv_type"_a, "isa"_a = nb::none(), "pin_threads"_a = false,
+           "beside"_a.none() = nb::none())
       .def("reserve_weights", &Program::reserve_weights, "num_bytes"_a)
       .def("add_matrix",
            [](Program& p, int type_id, const Array<std::uint8_t, nb::ndim<1>>& data, int num_rows, int num_inputs) {
@@ -78,6 +81,7 @@ void bind_program(nb::module_& m) {
              return p.add_matrix(type_id, data.data(), data.shape(0), num_rows, num_inputs);
            },
            "type_id"_a, "data"_a, "num_rows"_a, "num_inputs"_a)
+      .def("share_matrix", &Program::share_matrix, "owner"_a, "id"_a, nb::keep_alive<1, 2>())
       .def("add_vector", [](Program& p, const Floats& v) { return p.add_vector(v.data(), v.shape(0)); }, "values"_a)
       .def("add_rope",
            [](Program& p, const std::vector<double>& f, bool interleaved, double scale) {
@@ -111,7 +115,7 @@ void bind_program(nb::module_& m) {
            [](nb::handle_t<Program> self) {
              const Program& p = nb::cast<const Program&>(self);
              const std::size_t shape[2] = {static_cast<std::size_t>(p.config().limits.max_logit_rows),
-                                           static_cast<std::size_t>(p.config().limits.vocab_size)};
+                                           static_cast<std::size_t>(p.num_outputs())};
              const std::int64_t strides[2] = {static_cast<std::int64_t>(p.logits_stride()), 1};
              return nb::ndarray<nb::numpy, const float>(p.logits_data(), 2, shape, self, strides);
            })

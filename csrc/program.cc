@@ -26,9 +26,12 @@ double microseconds_now() {
 
 }  // namespace
 
-Program::Program(const ProgramConfig& config)
-    : config_(config), kernels_(kernels(config.isa)), pool_(config.num_threads, config.pin_threads) {
+Program::Program(const ProgramConfig& config, const Program* beside)
+    : config_(config),
+      kernels_(kernels(config.isa)),
+      pool_(beside != nullptr ? beside->pool_ : std::make_shared<ThreadPool>(config.num_threads, config.pin_threads)) {
   require(config.num_threads >= 1, "num_threads must be at least 1");
+  require(beside == nullptr || beside->config_.num_threads == config.num_threads, "programs that share threads have equally many");
   require(config.limits.max_tokens >= 1, "max_tokens must be at least 1");
   require(config.limits.max_logit_rows >= 1, "max_logit_rows must be at least 1");
   require(config.limits.max_positions >= 1 && config.limits.max_positions <= 1 << 24, "max_positions must be 1..2^24");
@@ -51,11 +54,17 @@ int Program::add_matrix(int type_id, const std::uint8_t* gguf, std::size_t num_b
   std::uint8_t* packed = weights_.data() + weights_used_;
   weights_used_ += size;
   const int num_tiles = (num_rows + kTileRows - 1) / kTileRows;
-  pool_.run([&](int thread) {
+  pool_->run([&](int thread) {
     const Share share = share_of(num_tiles, thread, config_.num_threads);
     pack(type_id, gguf, num_rows, num_inputs, packed, share.begin, share.end);
   });
   matrices_.push_back({type_id, num_rows, num_inputs, packed, packed_bytes(type_id, kTileRows, num_inputs)});
+  return static_cast<int>(matrices_.size()) - 1;
+}
+
+int Program::share_matrix(const Program& owner, int id) {
+  require(owner.config_.isa == config_.isa, "programs that share weights have one instruction set");
+  matrices_.push_back(*owner.matrix(id));
   return static_cast<int>(matrices_.size()) - 1;
 }
 
@@ -222,7 +231,7 @@ void Program::logits(int x, const std::vector<int>& matrices, const std::vector<
   std::vector<MatmulPart> p = parts(value(x), matrices, biases);
   int width = 0;
   for (const MatmulPart& part : p) width += part.matrix->num_rows;
-  require(width == config_.limits.vocab_size, "logits: rows of the head differ from the vocabulary");
+  require(width <= config_.limits.vocab_size, "logits: the head has more rows than the vocabulary");
   logits_ = make_value(width, config_.limits.max_logit_rows, true, false);
   add_op(make_matmul(kernels_, value(x), std::move(p), logits_, false, true));
 }
@@ -233,13 +242,13 @@ void Program::step(const StepInput& input) {
   step_.set(input, config_.limits);
   for (AttentionPlan& plan : plans_) step_.split_attention(plan, config_.num_threads);
   op_microseconds_.resize(ops_.size());
-  pool_.run([&](int thread) {
+  pool_->run([&](int thread) {
     const Lane lane{thread, config_.num_threads, reinterpret_cast<float*>(scratch_[thread].data())};
     const bool timed = profiling_ && thread == 0;
     double before = timed ? microseconds_now() : 0.0;
     for (std::size_t i = 0; i < ops_.size(); ++i) {
       ops_[i]->run(step_, lane);
-      pool_.barrier();
+      pool_->barrier();
       if (!timed) continue;
       const double now = microseconds_now();
       op_microseconds_[i] += now - before;

@@ -36,11 +36,14 @@ struct OpTime {
 // Builders return ids; -1 stands for "none". They throw std::invalid_argument where sizes do not fit together.
 class Program {
  public:
-  explicit Program(const ProgramConfig& config);
+  // `beside`: a program whose threads this one uses too, at other times; null for threads of its own.
+  explicit Program(const ProgramConfig& config, const Program* beside = nullptr);
 
   // Weights. Reserve the packed bytes of all matrices first: they share one run of memory.
   void reserve_weights(std::size_t num_bytes);
   int add_matrix(int type_id, const std::uint8_t* gguf, std::size_t num_bytes, int num_rows, int num_inputs);
+  // A matrix of another program, which must outlive this one; no copy.
+  int share_matrix(const Program& owner, int id);
   int add_vector(const float* values, std::size_t n);  // padded with zeros to a multiple of 32
   int add_rope(const double* inverse_frequencies, std::size_t n, bool interleaved, double scale);
 
@@ -62,6 +65,7 @@ class Program {
   void step(const StepInput& input);
   const float* logits_data() const { return logits_.rows; }
   std::size_t logits_stride() const { return logits_.row_stride; }
+  int num_outputs() const { return logits_.width; }  // of the head: at most the vocabulary
 
   // Time of each kind of op over the steps since profiling was switched on.
   void set_profiling(bool on);
@@ -70,7 +74,7 @@ class Program {
   const ProgramConfig& config() const { return config_; }
   std::size_t weights_bytes() const { return weights_used_; }
   std::size_t kv_bytes() const;
-  ThreadPool& pool() { return pool_; }
+  ThreadPool& pool() { return *pool_; }
 
  private:
   void add_op(OpPtr op) { ops_.push_back(std::move(op)); }
@@ -84,7 +88,7 @@ class Program {
 
   const ProgramConfig config_;
   const Kernels& kernels_;
-  ThreadPool pool_;
+  const std::shared_ptr<ThreadPool> pool_;
   std::mutex stepping_;
 
   HugeBuffer weights_;

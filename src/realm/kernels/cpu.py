@@ -49,6 +49,8 @@ class NativeExecutor:
         num_threads: threads of a step; the calling thread is one of them.
         isa: instruction set; the fastest that the CPU has, or `REALM_CPU_ISA`, if None. All give the same bits.
         pin_threads: bind each thread to a CPU.
+        beside: an executor that steps at other times, whose threads this one uses and whose matrices it may share.
+        shared: names of the matrices to take from `beside`, without a copy.
         progress: called with (tensors packed, tensors in all).
 
     Raises:
@@ -68,6 +70,8 @@ class NativeExecutor:
         kv_type: KVType = KVType.F16,
         isa: str | None = None,
         pin_threads: bool = False,
+        beside: NativeExecutor | None = None,
+        shared: frozenset[str] = frozenset(),
         progress: Progress | None = None,
     ) -> None:
         self.vocab_size = vocab_size
@@ -81,12 +85,18 @@ class NativeExecutor:
             num_blocks=num_kv_blocks,
             block_tokens=block_tokens,
             kv_type=kv_type.value,
-            isa=isa,
+            isa=isa if beside is None else beside.isa,
             pin_threads=pin_threads,
+            beside=None if beside is None else beside._program,
         )
         ops = RecordingOps()
         decoder(ops)
-        _Builder(self._program, fuse(ops.nodes), progress).build()
+        builder = _Builder(self._program, fuse(ops.nodes), progress)
+        if beside is not None:
+            for name in shared:
+                builder.matrices[name] = self._program.share_matrix(beside._program, beside._matrices[name])
+        builder.build()
+        self._matrices = builder.matrices
         self._logits: Float32Array = self._program.logits_buffer()
         self.weights_bytes = self._program.weights_bytes
         self.kv_bytes = self._program.kv_bytes
@@ -120,7 +130,7 @@ class _Builder:
         self._program = program
         self._nodes = nodes
         self._progress = progress
-        self._matrices: dict[str, int] = {}
+        self.matrices: dict[str, int] = {}
         self._ropes: dict[Rope, int] = {}
         self._values: dict[int, int] = {}  # node id -> native value
         self._panels: dict[int, int] = {}  # node id -> native value that holds its panels
@@ -139,7 +149,7 @@ class _Builder:
                     self._release(read)
 
     def _pack(self) -> None:
-        tensors = list(matrices(self._nodes))
+        tensors = [tensor for tensor in matrices(self._nodes) if tensor.name not in self.matrices]
         for tensor in tensors:
             if not _cpu.can_pack(tensor.quant_type, tensor.num_cols):
                 raise ModelFileError(
@@ -148,7 +158,7 @@ class _Builder:
         sizes = (_cpu.packed_bytes(t.quant_type, t.num_rows, t.num_cols) for t in tensors)
         self._program.reserve_weights(sum(-(-size // 64) * 64 for size in sizes))
         for done, tensor in enumerate(tensors, start=1):
-            self._matrices[tensor.name] = self._program.add_matrix(
+            self.matrices[tensor.name] = self._program.add_matrix(
                 tensor.quant_type, tensor.data.reshape(-1), tensor.num_rows, tensor.num_cols
             )
             _drop_pages(tensor.data)
@@ -159,7 +169,7 @@ class _Builder:
         program = self._program
         match node:
             case Embed():
-                program.embed(self._matrices[node.table.name], node.scale, self._new(node))
+                program.embed(self.matrices[node.table.name], node.scale, self._new(node))
             case Norm():
                 out, residual = self._output(index, node, node.residual)
                 program.rms_norm(
@@ -233,7 +243,7 @@ class _Builder:
         return self._panels[id(x)]
 
     def _linear(self, weight: Linear) -> tuple[list[int], list[int]]:
-        return [self._matrices[p.name] for p in weight.parts], [self._vector(b) for b in weight.biases]
+        return [self.matrices[p.name] for p in weight.parts], [self._vector(b) for b in weight.biases]
 
     def _vector(self, values: Float32Array | None) -> int:
         return NONE if values is None else self._program.add_vector(np.ascontiguousarray(values, np.float32))
