@@ -57,7 +57,7 @@ class EngineConfig:
     max_batch_tokens: int = 512
     """Tokens in one step, over all requests."""
     kv_cache_tokens: int | None = None
-    """Tokens the KV pool holds; if None, 1,024 for each of `max_batch_size` requests, and at least one `max_seq_len`."""
+    """Tokens the KV pool holds; if None, 1,024 for each of `max_batch_size` requests, at least one `max_seq_len`."""
     kv_block_tokens: int = 32
     """Tokens in one KV block; a multiple of 16."""
     kv_type: KVType = KVType.F16

@@ -85,7 +85,7 @@ class Unavailable(RealmError):
 
 
 class DeadlineExceeded(RealmError):
-    """The deadline that the client or the server set passed before the request ended (408): no fault of the server's."""
+    """The deadline that the client or the server set passed before the request ended (408): not the server's fault."""
 
     status = 408
     type = "timeout_error"
