@@ -6,6 +6,7 @@
 namespace realm {
 
 void bind_kernels(nanobind::module_& m);
+void bind_lora(nanobind::module_& m);
 void bind_program(nanobind::module_& m);
 
 }  // namespace realm

@@ -1,15 +1,12 @@
 // The matrix kernels one at a time, for tests and benchmarks. A model runs them inside a Program.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
-#include <memory>
-#include <new>
-#include <stdexcept>
 
 #include "bindings.h"
+#include "bindings_arrays.h"
 #include "kernels.h"
 #include "pack.h"
 #include "reference.h"
@@ -19,29 +16,6 @@ namespace nb = nanobind;
 
 namespace realm {
 namespace {
-
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using NewArray = nb::ndarray<nb::numpy, T>;
-
-struct FreeAligned {
-  void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-template <class T>
-NewArray<T> new_array(std::initializer_list<size_t> shape) {
-  size_t count = 1;
-  for (size_t n : shape) count *= n;
-  std::unique_ptr<void, FreeAligned> memory(::operator new(count * sizeof(T) + 64, std::align_val_t{64}));
-  void* data = memory.get();
-  memset(data, 0, count * sizeof(T));
-  nb::capsule owner(memory.release(), [](void* p) noexcept { FreeAligned()(p); });
-  return NewArray<T>(data, shape, owner);
-}
-
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
-}
 
 struct Shape {
   int type_id, num_outputs, num_inputs;
@@ -69,16 +43,6 @@ NewArray<float> unpack_matrix(int type_id, Bytes packed, int num_outputs, int nu
   for (int row = 0; row < num_outputs; row++)
     unpack_row(type_id, packed.data(), row, num_inputs, out.data() + static_cast<size_t>(row) * num_inputs);
   return out;
-}
-
-NewArray<uint8_t> quantize_rows(Floats x, const MatmulTable& table) {
-  const int num_rows = static_cast<int>(x.shape(0)), num_inputs = static_cast<int>(x.shape(1));
-  require(num_inputs % kBlockInputs == 0, "inputs must be a multiple of 32");
-  NewArray<uint8_t> panels = new_array<uint8_t>({panels_bytes(num_rows, num_inputs)});
-  for (int row = 0; row < num_rows; row++)
-    table.quantize_row(x.data() + static_cast<size_t>(row) * num_inputs, num_inputs, panels.data(), row, 0,
-                       num_inputs / kBlockInputs);
-  return panels;
 }
 
 MatmulArgs make_args(const Shape& shape, const uint8_t* weights, Floats x, const uint8_t* panels, float* out,
@@ -173,6 +137,7 @@ void bind_kernels(nb::module_& m) {
         "x W^T by the scalar reference, straight from GGUF bytes: float32 [M, N].");
   m.def("time_matmul", &time_matmul, "type_id"_a, "weights"_a, "x"_a, "num_outputs"_a, "isa"_a, "num_threads"_a,
         "repeats"_a, "Seconds of each call, over packed copies taken in turn.");
+  bind_lora(m);
 }
 
 }  // namespace realm

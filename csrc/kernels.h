@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "dispatch.h"
+#include "lora.h"
 #include "matmul_table.h"
 #include "rows.h"
 
@@ -10,6 +11,7 @@ namespace realm {
 
 struct Kernels {
   const MatmulTable* matmul;
+  const LoraTable* lora;
   RowKernels rows;
   AttentionKernels attention;
 };

@@ -35,14 +35,15 @@ void matmul(const MatmulArgs& args, int tile_begin, int tile_end) {
   const size_t row_bytes = is_float(type) ? args.num_inputs * sizeof(float) : panel_bytes(args.num_inputs) / kPanelRows;
   const int fitting = static_cast<int>(kActivationCacheBytes / row_bytes) / kPanelRows * kPanelRows;
   const int chunk = fitting < kPanelRows ? kPanelRows : fitting;
-  for (int chunk_begin = 0; chunk_begin < args.num_rows; chunk_begin += chunk) {
+  for (int chunk_begin = args.first_row; chunk_begin < args.num_rows; chunk_begin += chunk) {
     const int chunk_end = smaller(args.num_rows, chunk_begin + chunk);
     for (int tile = tile_begin; tile < tile_end; tile++) {
       const int output = tile * kTileRows, num_lanes = smaller(kTileRows, args.num_outputs - output);
       const uint8_t* w = args.weights + tile * tile_size;
-      for (int row = chunk_begin; row < chunk_end; row += kKernelRows)
-        rows_times_tile<type, kKernelRows>(args, w, row, smaller(kKernelRows, chunk_end - row),
-                                           args.out + row * args.out_stride + output, num_lanes);
+      for (int row = chunk_begin, count; row < chunk_end; row += count) {
+        count = smaller(kKernelRows - row % kKernelRows, chunk_end - row);  // never beyond the panel
+        rows_times_tile<type, kKernelRows>(args, w, row, count, args.out + row * args.out_stride + output, num_lanes);
+      }
     }
   }
 }

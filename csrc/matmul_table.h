@@ -13,13 +13,14 @@ struct MatmulArgs {
   const uint8_t* weights;  // packed (pack.h)
   int num_outputs;         // N; the last tile writes only what is inside
   int num_inputs;          // K
-  int num_rows;            // M
+  int num_rows;            // M: rows [first_row, num_rows) are computed
   const uint8_t* panels;   // quantised activations (quantize.h), for integer formats
   const float* x;          // float activations, for float formats
   size_t x_stride;         // floats from one row of x to the next
   float* out;
   size_t out_stride;  // floats from one row of out to the next
   bool accumulate;    // add to what is in `out`
+  int first_row = 0;
 };
 
 // Computes the output features of the weight tiles [tile_begin, tile_end) for all rows. A row's result depends neither on

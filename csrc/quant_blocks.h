@@ -22,6 +22,19 @@ inline float f16_to_f32(uint16_t h) {
   memcpy(&f, &bits, 4);
   return f;
 }
+// The smallest f16 that is not below `x`, for 0 <= x <= 65504.
+inline uint16_t f16_above(float x) {
+  uint16_t low = 0, high = 0x7bff;  // f16 bits order like the numbers
+  while (low < high) {
+    const uint16_t middle = static_cast<uint16_t>((low + high) / 2);
+    if (f16_to_f32(middle) < x) {
+      low = static_cast<uint16_t>(middle + 1);
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
 inline float bf16_to_f32(uint16_t h) {
   const uint32_t bits = static_cast<uint32_t>(h) << 16;
   float f;

@@ -1,7 +1,9 @@
 #include "reference.h"
 
 #include <cmath>
+#include <vector>
 
+#include "lora_quantize.h"
 #include "quant_blocks.h"
 
 namespace realm {
@@ -125,6 +127,25 @@ float reference_dot(int type_id, const uint8_t* row_bytes, const float* x, int n
     }
   });
   return dot;
+}
+
+void reference_lora(LoraStore store, const float* a, int exponent, const float* b, int rank, float scale, const float* x,
+                    int num_inputs, float* y, int num_outputs) {
+  const bool is_int8 = store == LoraStore::int8;
+  std::vector<float> t(rank);
+  for (int r = 0; r < rank; r++, a += num_inputs) {
+    const auto row = lora_quantize_a_row(a, num_inputs, exponent);
+    t[r] = is_int8 ? integer_dot<QuantType::Q8_0>(reinterpret_cast<const uint8_t*>(row.data()), x, num_inputs)
+                   : float_dot<QuantType::F32>(reinterpret_cast<const uint8_t*>(a), x, num_inputs);
+  }
+  if (is_int8) scale *= std::ldexp(1.0f, -exponent);
+  for (int n = 0; n < num_outputs; n++, b += rank) {
+    const uint16_t b_scale = lora_b_scale(b, rank);
+    float acc[2] = {};
+    for (int r = 0; r < rank; r++)
+      acc[r % 2] = std::fmaf(t[r], is_int8 ? static_cast<float>(lora_b_quant(b[r], b_scale)) : b[r], acc[r % 2]);
+    y[n] = std::fmaf(acc[0] + acc[1], is_int8 ? bf16_to_f32(b_scale) * scale : scale, y[n]);
+  }
 }
 
 }  // namespace realm
