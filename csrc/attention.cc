@@ -206,33 +206,65 @@ REALM_INLINE void add_values_int8(const Query* queries, const Tile& tile, const 
   }
 }
 
+// e^x for x <= 0, as simd_math.h's but without its care for other x: never 0, e^-87 for all x below.
+REALM_INLINE f32x16 exp_nonpositive(f32x16 x) {
+  x = max(x, set1(-87.0f));
+  const i32x16 n = to_i32(x * set1(1.44269504f));
+  const f32x16 nf = to_f32(n);
+  f32x16 r = fnma(nf, set1(0.693359375f), x);
+  r = fnma(nf, set1(-2.12194440e-4f), r);
+  f32x16 p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = fma(p, r * r, r + set1(1.0f));
+  return p * as_f32(shl<23>(n + iset1(127)));
+}
+
+// Which tokens of a tile a query sees; `all` saves the masking.
+struct Sight {
+  bool none, all;
+};
+
+REALM_INLINE Sight sight(const Query& query, const Tile& tile) {
+  const int first = tile.first_token, end = first + kTileTokens;
+  return {query.last < first || query.first >= end, query.first <= first && query.last >= end - 1};
+}
+
 // Turns this tile's scores into probabilities relative to the new running maximum.
 void soften(Query& query, const Tile& tile) {
-  const i32x16 lanes = lane_index();
-  f32x16 s[kTileGroups];
-  f32x16 largest = set1(kMasked);
-  // Bounds as floats: positions are far below 2^24, and the vectors offer no integer compare.
-  const f32x16 first = set1(static_cast<float>(query.first)), last = set1(static_cast<float>(query.last));
-  for (int g = 0; g < kTileGroups; ++g) {
-    const f32x16 position = to_f32(lanes + iset1(tile.first_token + 16 * g));
-    const f32x16 seen = select(le(position, last), load(query.scores + 16 * g), set1(kMasked));
-    s[g] = select(ge(position, first), seen, set1(kMasked));
-    largest = max(largest, s[g]);
-  }
-  const float tile_largest = reduce_max(largest);
-  if (query.last < tile.first_token || query.first >= tile.first_token + kTileTokens) {
+  const Sight seen = sight(query, tile);
+  query.rescale = 1.0f;
+  if (seen.none) {
     for (int g = 0; g < kTileGroups; ++g) store(query.scores + 16 * g, zero());
-    query.rescale = 1.0f;
     return;
   }
-  const float now = tile_largest > query.largest ? tile_largest : query.largest;
-  float difference[16];
-  store(difference, exp(set1(query.largest - now)));
-  query.rescale = difference[0];
-  query.largest = now;
-  const f32x16 shift = set1(now), masked = set1(0.5f * kMasked);
+  f32x16 s[kTileGroups];
+  mask16 after[kTileGroups], before[kTileGroups];
+  for (int g = 0; g < kTileGroups; ++g) s[g] = load(query.scores + 16 * g);
+  if (!seen.all) {
+    // Bounds as floats: positions are far below 2^24, and the vectors offer no integer compare.
+    const f32x16 first = set1(static_cast<float>(query.first)), last = set1(static_cast<float>(query.last));
+    for (int g = 0; g < kTileGroups; ++g) {
+      const f32x16 position = to_f32(lane_index() + iset1(tile.first_token + 16 * g));
+      after[g] = gt(position, last);
+      before[g] = lt(position, first);
+      s[g] = select(before[g], set1(kMasked), select(after[g], set1(kMasked), s[g]));
+    }
+  }
+  const float tile_largest = reduce_max(max(max(s[0], s[1]), max(s[2], s[3])));
+  if (tile_largest > query.largest) {
+    float rescale[16];
+    store(rescale, exp_nonpositive(set1(query.largest - tile_largest)));
+    query.rescale = rescale[0];
+    query.largest = tile_largest;
+  }
+  const f32x16 shift = set1(query.largest);
   for (int g = 0; g < kTileGroups; ++g) {
-    s[g] = select(gt(s[g], masked), exp(s[g] - shift), zero());
+    s[g] = exp_nonpositive(s[g] - shift);
+    if (!seen.all) s[g] = select(before[g], zero(), select(after[g], zero(), s[g]));
     store(query.scores + 16 * g, s[g]);
   }
   query.sum = query.sum * query.rescale + reduce_add((s[0] + s[1]) + (s[2] + s[3]));
