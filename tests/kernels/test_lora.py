@@ -1,5 +1,7 @@
 """The adapters' side path: bit-equal to the scalar reference, whoever else is in the step, and close to float."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -71,7 +73,7 @@ def test_a_row_depends_on_its_own_adapter_only(store: int, isa: str) -> None:
         which = rng.integers(0, len(modules), len(chosen))
         which = np.sort(which) if rng.random() < 0.5 else which
         cuts = [0, *(np.flatnonzero(np.diff(which)) + 1), len(which)]
-        rows = [(int(a), int(b), modules[which[a]]) for a, b in zip(cuts, cuts[1:], strict=False)]
+        rows = [(int(a), int(b), modules[which[a]]) for a, b in itertools.pairwise(cuts)]
         got = _cpu.lora(rows, x[chosen], y[chosen], NUM_OUTPUTS, isa, int(rng.integers(1, 5)))
         assert_same_bits(got, np.stack([alone[m][i] for m, i in zip(which, chosen, strict=True)]))
 
