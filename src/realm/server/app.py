@@ -108,10 +108,10 @@ def _operations(runtime: RuntimeManager) -> APIRouter:
 
     @router.get("/health", responses={503: {"description": "An engine broke down"}})
     async def health() -> JSONResponse:
-        """200 while every engine is alive."""
-        failures = {m.model_id: m.loop.failure for m in runtime.models if m.loop.failure}
-        if failures:
-            return JSONResponse({"status": "failed", "engines": failures}, 503)
+        """200 while every engine is alive; the server's log tells what broke one."""
+        failed = [m.model_id for m in runtime.models if m.loop.failure]
+        if failed:
+            return JSONResponse({"status": "failed", "models": failed}, 503)
         return JSONResponse({"status": "ok"})
 
     @router.get("/ready", responses={503: {"description": "No model is loaded yet"}})

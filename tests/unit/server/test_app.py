@@ -18,15 +18,20 @@ COMPLETIONS = "/v1/completions"
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
-@pytest.fixture
-def client() -> Iterator[TestClient]:
+@pytest.fixture(scope="module")
+def app_client() -> Iterator[TestClient]:
     with fake_runtime() as runtime:
-        model = runtime.model()
-        with TestClient(
-            create_app(runtime, ServerConfig(max_body_bytes=100_000)), raise_server_exceptions=False
-        ) as client:
+        runtime.model()
+        app = create_app(runtime, ServerConfig(max_body_bytes=100_000))
+        with TestClient(app, raise_server_exceptions=False) as client:
             yield client
-            assert_idle(model)
+
+
+@pytest.fixture
+def client(app_client: TestClient) -> Iterator[TestClient]:
+    """The application, shared by tests; each must leave it idle."""
+    yield app_client
+    assert_idle(app_client.app.state.runtime.model())
 
 
 def chat(**fields: Any) -> dict[str, Any]:
@@ -151,16 +156,40 @@ def test_models(client: TestClient) -> None:
     assert client.get(f"/v1/models/{FAKE}").json() == model
 
 
-def test_health_ready_metrics(client: TestClient) -> None:
+def test_metrics(client: TestClient) -> None:
+    def value(name: str) -> float:
+        [line] = [line for line in client.get("/metrics").text.splitlines() if line.startswith(name + " ")]
+        return float(line.split()[-1])
+
+    counted = {
+        'realm_requests_total{model="fake",outcome="length"}': 1,
+        'realm_completion_tokens_total{model="fake"}': 12,
+        'realm_time_to_first_token_seconds_count{model="fake"}': 1,
+        'realm_inter_token_seconds_count{model="fake"}': 11,
+    }
     post(client, CHAT, chat())
-    assert client.get("/health").json() == {"status": "ok"}
-    assert client.get("/ready").json() == {"status": "ready", "models": [FAKE]}
-    page = client.get("/metrics").text
-    assert 'realm_requests_total{model="fake",outcome="length"} 1.0' in page
-    assert 'realm_completion_tokens_total{model="fake"} 12.0' in page
-    assert 'realm_time_to_first_token_seconds_count{model="fake"} 1.0' in page
-    assert 'realm_inter_token_seconds_count{model="fake"} 11.0' in page
-    assert 'realm_kv_blocks_used{model="fake"} 0.0' in page
+    before = {name: value(name) for name in counted}
+    post(client, CHAT, chat())
+    assert {name: value(name) - before[name] for name in counted} == counted
+    assert value('realm_kv_blocks_used{model="fake"}') == 0
+
+
+def test_health_and_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_runtime() as runtime, TestClient(create_app(runtime)) as client:
+        assert client.get("/ready").status_code == 503
+        model = runtime.model()
+        assert client.get("/ready").json() == {"status": "ready", "models": [FAKE]}
+        assert client.get("/health").json() == {"status": "ok"}
+
+        def explode() -> None:
+            raise AssertionError("bug")
+
+        monkeypatch.setattr(model.loop._engine, "step", explode)
+        assert client.post(CHAT, json=chat()).status_code == 500
+        assert client.get("/health").json() == {"status": "failed", "models": [FAKE]}
+        assert client.get("/ready").status_code == 503
+        refused = client.post(CHAT, json=chat())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_failed")
 
 
 BAD = [
