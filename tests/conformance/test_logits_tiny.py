@@ -1,7 +1,7 @@
 """Tiny models of every family and rope variant against transformers with the same weights."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ from tests.conformance.hf import build, logits
 from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from realm.core.config import EngineConfig, KVType
+from realm.core.quant import QuantType
+from realm.core.types import Float32Array
 from realm.gguf.reader import GGUFFile
-from realm.models.loader import load_model
+from realm.models.loader import Device, load_model
 from realm.testing.batches import logits_in_chunks
 from realm.testing.divergence import Divergence
 from realm.testing.tiny import TinyModel, write_tiny_model
 
 NUM_TOKENS = 200
+IDS = np.random.default_rng(1).integers(0, TinyModel().vocab_size, NUM_TOKENS).tolist()
 BLOCK_TOKENS = 16
 CONFIG = EngineConfig(kv_type=KVType.F32, kv_block_tokens=BLOCK_TOKENS, kv_cache_tokens=512)
 CONFIG_CLASSES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}
@@ -127,13 +130,51 @@ def hf_config(case: Case) -> Any:
     return config_class(**settings | extra | case.hf)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_reference_is_near_exact(case: Case, tmp_path: Path) -> None:
-    path = write_tiny_model(tmp_path / "tiny.gguf", case.tiny)
-    ids = np.random.default_rng(1).integers(0, case.tiny.vocab_size, NUM_TOKENS).tolist()
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+@pytest.fixture
+def path(case: Case, tmp_path: Path) -> Path:
+    return write_tiny_model(tmp_path / "tiny.gguf", case.tiny)
+
+
+@pytest.fixture
+def expected(case: Case, path: Path) -> Float32Array:
+    """What transformers says about `IDS`."""
     with GGUFFile.open(path) as file:
-        expected = logits(build(hf_config(case), file), ids)
-    model = load_model(path, CONFIG, "reference")
+        return logits(build(hf_config(case), file), IDS)
+
+
+def divergence(path: Path, device: Device, config: EngineConfig, expected: Float32Array) -> Divergence:
     found = Divergence()
-    found.add(np.concatenate(list(logits_in_chunks(model.executor, ids, 37, BLOCK_TOKENS))), expected)
+    executor = load_model(path, config, device).executor
+    found.add(np.concatenate(list(logits_in_chunks(executor, IDS, 37, BLOCK_TOKENS))), expected)
+    return found
+
+
+def test_reference_is_near_exact(path: Path, expected: Float32Array) -> None:
+    assert divergence(path, "reference", CONFIG, expected).max_relative_error < 1e-3
+
+
+def test_native_is_close(path: Path, expected: Float32Array) -> None:
+    # Float32 weights, float16 KV.
+    found = divergence(path, "cpu", replace(CONFIG, kv_type=KVType.F16), expected)
+    assert found.max_relative_error < 1e-2
+    assert found.mean_kl < 1e-4
+    found = divergence(path, "cpu", CONFIG, expected)
     assert found.max_relative_error < 1e-3
+
+
+@pytest.mark.parametrize("kv_type", KVType)
+@pytest.mark.parametrize("quant_type", QuantType, ids=lambda t: t.name)
+def test_native_is_close_for_every_tensor_type(quant_type: QuantType, kv_type: KVType, tmp_path: Path) -> None:
+    """Against the reference, which the tests above tie to transformers. What int8 activations and KV cost, at most."""
+    tiny = TinyModel("gemma3", quant_type, num_layers=6, sliding_window=40)
+    path = write_tiny_model(tmp_path / "tiny.gguf", tiny)
+    model = load_model(path, CONFIG, "reference")
+    expected = np.concatenate(list(logits_in_chunks(model.executor, IDS, NUM_TOKENS, BLOCK_TOKENS)))
+    found = divergence(path, "cpu", replace(CONFIG, kv_type=kv_type), expected)
+    assert found.mean_kl <= (0.02 if kv_type == KVType.INT8 else 0.01)
+    assert found.top1_agreement >= 0.9
