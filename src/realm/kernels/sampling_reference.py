@@ -56,7 +56,7 @@ class SampleInputs:
 class SampleOutputs:
     """What was drawn. Log-probability fields hold rubbish where none were asked for."""
 
-    token_ids: Int32Array  # [S]; -1: the row's logits hold a NaN or no finite maximum
+    token_ids: Int32Array  # [S]; -1: a NaN, or no finite maximum
     logprobs: Float32Array  # [S]
     top_ids: Int32Array  # [S, MAX_LOGPROBS]
     top_logprobs: Float32Array  # [S, MAX_LOGPROBS]
@@ -76,13 +76,9 @@ def sample_rows(logits: Float32Array, inputs: SampleInputs) -> SampleOutputs:
     """Draw one token for each row of `logits` [S, V], which is left as it is."""
     outputs = SampleOutputs.empty(len(logits))
     for s, row in enumerate(logits):
-        top = row.max()
-        if not np.isfinite(top):  # NaN spreads through max
-            outputs.token_ids[s] = -1
-            continue
-        token = _draw(row, inputs, s)
+        token = _draw(row, inputs, s) if np.isfinite(row.max()) else -1  # NaN spreads through max
         outputs.token_ids[s] = token
-        if inputs.num_logprobs[s] >= 0:
+        if token >= 0 and inputs.num_logprobs[s] >= 0:
             _log_probabilities(row, token, int(inputs.num_logprobs[s]), outputs, s)
     return outputs
 
@@ -139,6 +135,8 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
 
 def _draw(row: Float32Array, inputs: SampleInputs, s: int) -> int:
     row = adjusted_logits(row, inputs, s)
+    if not np.isfinite(row.max()):
+        return -1
     temperature, top_k = float(inputs.temperature[s]), int(inputs.top_k[s])
     if temperature == 0.0 or top_k == 1:
         return int(np.argmax(row))
