@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from realm.core.config import EngineConfig, SpeculativeConfig
-from realm.core.types import Batch, Float32Array, Request, SamplingParams
+from realm.core.types import Batch, Float32Array, Int32Array, Request, SamplingParams
 from realm.engine.engine import Engine
-from realm.engine.sampling import Samplers
 from realm.engine.sequence import Sequence
 from realm.kernels.sampling_reference import SampleInputs, SampleOutputs
 
@@ -53,15 +52,16 @@ class Repeat:
         pass
 
 
-def no_kernel(logits: Float32Array, inputs: SampleInputs) -> SampleOutputs:
+class NoSampling:
     """Stands for the native sampler, to leave the Python around it."""
-    outputs = SampleOutputs.empty(len(logits))
-    outputs.token_ids[:] = 1
-    return outputs
 
+    def sample_rows(self, logits: Float32Array, inputs: SampleInputs) -> SampleOutputs:
+        outputs = SampleOutputs.empty(len(logits))
+        outputs.token_ids[:] = 1
+        return outputs
 
-def argmax_rows(logits: Float32Array) -> np.ndarray:
-    return logits.argmax(axis=1).astype(np.int32)
+    def argmax_rows(self, logits: Float32Array) -> Int32Array:
+        return logits.argmax(axis=1).astype(np.int32)
 
 
 @dataclass
@@ -90,7 +90,7 @@ def measure(case: Case, num_steps: int) -> dict[str, float]:
         NoModel(),
         config,
         proposer=Repeat() if case.speculate else None,
-        samplers=Samplers(no_kernel, argmax_rows),
+        sampling=NoSampling(),
     )
     prompt = tuple(int(t) for t in np.random.default_rng(1).integers(0, VOCAB, 200))
     for i in range(case.batch_size):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.engine_harness import request_of
 
-from realm.engine.sampling import Sampler, default_samplers
+from realm.engine.sampling import ReferenceSampling, Sampler
 from realm.engine.sequence import Sequence
 from realm.kernels.sampling_reference import adjusted_logits, kept_weights
 
@@ -31,7 +31,7 @@ def test_filtered_distribution(temperature, top_k, top_p, min_p, repetition_pena
     request = request_of("r", prompt, temperature=temperature, repetition_penalty=repetition_penalty)
     seq = Sequence(request, 0, 1000, frozenset(), b"")
     seq.row = 0
-    sampler = Sampler(1, default_samplers())
+    sampler = Sampler(1, ReferenceSampling())
     sampler.load(seq)
     inputs = sampler._gather([seq])
     for seed in range(20):

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from realm.cache.block_pool import BlockPool, chain_root
 from realm.core.config import EngineConfig
@@ -21,8 +22,9 @@ from realm.core.errors import (
 from realm.core.types import FinishReason, Request, StepOutput, TokenLogprobs
 from realm.engine.adapters import AdapterSlots, NoAdapters
 from realm.engine.admission import check_request
+from realm.engine.draft import draft_proposer
 from realm.engine.runner import Runner
-from realm.engine.sampling import Sampler, Samplers, default_samplers, token_logprobs
+from realm.engine.sampling import Sampler, SamplingKernels, sampling_of, token_logprobs
 from realm.engine.scheduler import Scheduler
 from realm.engine.sequence import Sequence
 from realm.engine.speculation import Proposer, make_drafter
@@ -30,6 +32,7 @@ from realm.engine.stats import EngineStats
 from realm.engine.verification import verify
 from realm.kernels.ops import Executor
 from realm.kernels.sampling_reference import SampleOutputs
+from realm.models.draft import DraftModel
 
 _log = logging.getLogger(__name__)
 _DEFAULT_MAX_SEQ_LEN = 8192
@@ -46,9 +49,10 @@ class Engine:
         config: Limits. `max_seq_len` is also bounded by the KV cache.
         end_ids: Tokens that end a sequence, unless a request ignores them.
         clock: Seconds, monotonic; requests' deadlines are on it.
-        proposer: Source of drafts; the one that `config.speculative` asks for if None.
+        proposer: Source of drafts; lookup, if `config.speculative` asks for it, if None.
+        draft: A draft model, used if `config.speculative` is given.
         adapters: Pool of resident adapters; requests for adapters are refused without one.
-        samplers: Sampling kernels; the native ones where the native module is built, otherwise the reference.
+        sampling: Sampling kernels; the executor's own if None, or the reference where it has none.
     """
 
     def __init__(
@@ -59,8 +63,9 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         proposer: Proposer | None = None,
+        draft: DraftModel | None = None,
         adapters: AdapterSlots | None = None,
-        samplers: Samplers | None = None,
+        sampling: SamplingKernels | None = None,
     ) -> None:
         self._executor = executor
         self._config = config
@@ -71,10 +76,11 @@ class Engine:
         self._kv_tokens = pool.num_blocks * pool.block_tokens
         self.max_seq_len = min(config.max_seq_len or _DEFAULT_MAX_SEQ_LEN, self._kv_tokens)
         """Tokens of prompt plus output that one request may have."""
-        self._drafter = make_drafter(config.speculative, proposer, executor.vocab_size)
+        make_draft = None if draft is None else partial(draft_proposer, draft, config, self.max_seq_len)
+        self._drafter = make_drafter(config.speculative, proposer, executor.vocab_size, make_draft)
         self._scheduler = Scheduler(pool, config.max_batch_size, config.max_batch_tokens, self._adapters, self._drafter)
         self._runner = Runner(config.max_batch_size, config.max_batch_tokens, pool.blocks_for(self.max_seq_len))
-        self._sampler = Sampler(config.max_batch_size, samplers or default_samplers())
+        self._sampler = Sampler(config.max_batch_size, sampling or sampling_of(executor))
         self._sequences: dict[str, Sequence] = {}
         self._deadlines: list[tuple[float, int, str]] = []
         self._pending: list[StepOutput] = []
@@ -181,6 +187,8 @@ class Engine:
         self._scheduler.check_integrity()
         queued = self._scheduler.waiting + self._scheduler.running
         assert {seq.request_id for seq in queued} == set(self._sequences), "a request is lost"
+        if self._drafter is not None:
+            self._drafter.check_integrity(set(self._sequences))
 
     def _expire(self) -> None:
         """End requests whose deadline has passed."""
@@ -260,8 +268,7 @@ class Engine:
     def _settle_drafts(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Count drafts, tell their source, and take back what the rejected ones occupied."""
         assert self._drafter is not None
-        self._stats.drafted_tokens[self._drafter.source] += num_drafted
-        self._stats.accepted_tokens[self._drafter.source] += num_accepted
+        self._stats.count_drafts(seq.draft_source, seq.request.tenant_id, num_drafted, num_accepted)
         self._scheduler.truncate(seq)
         self._drafter.observe(seq, num_drafted, num_accepted)
 

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from realm.core.types import MAX_SEED, Float32Array, Int32Array, TokenLogprobs
 from realm.engine.sequence import Sequence
+from realm.kernels.ops import Executor
 from realm.kernels.sampling_reference import SampleInputs, SampleOutputs, sample_rows
-
-SampleRows = Callable[[Float32Array, SampleInputs], SampleOutputs]
-ArgmaxRows = Callable[[Float32Array], Int32Array]
 
 _NO_IDS = np.zeros(0, np.int32)
 _NO_VALUES = np.zeros(0, np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Samplers:
-    """The sampling kernels of one device."""
+class SamplingKernels(Protocol):
+    """The sampling of one device."""
 
-    sample_rows: SampleRows
-    argmax_rows: ArgmaxRows
+    def sample_rows(self, logits: Float32Array, inputs: SampleInputs) -> SampleOutputs:
+        """One token for each row of `logits` [S, V], as `kernels.sampling_reference` defines it."""
 
-
-def argmax_rows(logits: Float32Array) -> Int32Array:
-    """Largest logit of each row [S], the lowest id among equals; -1 where it isn't finite."""
-    ids = logits.argmax(axis=1)
-    finite = np.isfinite(logits[np.arange(len(ids)), ids])
-    return np.where(finite, ids, -1).astype(np.int32)
+    def argmax_rows(self, logits: Float32Array) -> Int32Array:
+        """Largest logit of each row [S], the lowest id among equals; -1 where it isn't finite."""
 
 
-def default_samplers() -> Samplers:
-    """The sampling kernels to use when none are given."""
-    return Samplers(sample_rows, argmax_rows)
+@runtime_checkable
+class SamplingExecutor(Protocol):
+    """An executor with sampling kernels of its own."""
+
+    sampler: SamplingKernels
+
+
+class ReferenceSampling:
+    """Sampling for executors that have none of their own."""
+
+    def sample_rows(self, logits: Float32Array, inputs: SampleInputs) -> SampleOutputs:
+        """See `SamplingKernels`."""
+        return sample_rows(logits, inputs)
+
+    def argmax_rows(self, logits: Float32Array) -> Int32Array:
+        """See `SamplingKernels`."""
+        ids = logits.argmax(axis=1)
+        finite = np.isfinite(logits[np.arange(len(ids)), ids])
+        return np.where(finite, ids, -1).astype(np.int32)
+
+
+def sampling_of(executor: Executor) -> SamplingKernels:
+    """The executor's own sampling kernels, or the reference."""
+    return executor.sampler if isinstance(executor, SamplingExecutor) else ReferenceSampling()
 
 
 class Sampler:
@@ -43,18 +56,13 @@ class Sampler:
 
     Args:
         max_batch_size: Rows of the tables.
-        samplers: The kernels to call.
+        kernels: What draws.
     """
 
-    __slots__ = (
-        "_floats",
-        "_ints",
-        "_samplers",
-        "_seeds",
-    )
+    __slots__ = ("_floats", "_ints", "_kernels", "_seeds")
 
-    def __init__(self, max_batch_size: int, samplers: Samplers) -> None:
-        self._samplers = samplers
+    def __init__(self, max_batch_size: int, kernels: SamplingKernels) -> None:
+        self._kernels = kernels
         self._floats = np.zeros((6, max_batch_size), np.float32)
         self._ints = np.zeros((2, max_batch_size), np.int32)
         self._seeds = np.zeros(max_batch_size, np.int64)
@@ -80,8 +88,8 @@ class Sampler:
         with their log-probabilities.
         """
         if all([seq.greedy for seq in judged]):  # noqa: C419  (a list is quicker here)
-            return self._samplers.argmax_rows(logits).tolist(), None
-        outputs = self._samplers.sample_rows(logits, self._gather(judged))
+            return self._kernels.argmax_rows(logits).tolist(), None
+        outputs = self._kernels.sample_rows(logits, self._gather(judged))
         return outputs.token_ids.tolist(), outputs
 
     def _gather(self, judged: list[Sequence]) -> SampleInputs:

@@ -5,7 +5,7 @@ import pytest
 from tests.engine_harness import request_of
 
 from realm.core.types import SamplingParams
-from realm.engine.sampling import Sampler, default_samplers
+from realm.engine.sampling import ReferenceSampling, Sampler
 from realm.engine.sequence import Sequence
 from realm.kernels.sampling_reference import kept_weights, philox, sample_rows, uniform
 
@@ -24,7 +24,7 @@ def sequences(*params: dict[str, object], prompt: tuple[int, ...] = (1, 2, 2, 5)
 
 def draw(logits: np.ndarray, *params: dict[str, object], prompt: tuple[int, ...] = (1, 2, 2, 5)) -> list[int]:
     judged = sequences(*params, prompt=prompt)
-    sampler = Sampler(len(judged), default_samplers())
+    sampler = Sampler(len(judged), ReferenceSampling())
     for seq in judged:
         sampler.load(seq)
     return sampler.sample(judged, logits.astype(np.float32))[0]
@@ -82,7 +82,7 @@ def test_draws_follow_the_exact_distribution(options: dict[str, object]):
             for token in (4, 4, 9):
                 seq.history.add(token)
         seq.tokens += [4, 4, 9]
-    sampler = Sampler(num_draws, default_samplers())
+    sampler = Sampler(num_draws, ReferenceSampling())
     for seq in judged:
         sampler.load(seq)
     drawn, _ = sampler.sample(judged, np.tile(row, (num_draws, 1)))
@@ -136,7 +136,7 @@ def test_top_k_and_top_p_break_ties_by_lower_id():
 
 def test_penalties_see_the_drafts_before_them():
     seq = sequences({"temperature": 0.0, "frequency_penalty": 1.0}, prompt=(1,))[0]
-    sampler = Sampler(1, default_samplers())
+    sampler = Sampler(1, ReferenceSampling())
     sampler.load(seq)
     seq.drafts = [3, 3, 2]
     logits = np.tile(np.array([0.0, 0.0, 0.4, 1.5, 0.0], np.float32), (4, 1))
@@ -173,7 +173,7 @@ def test_extreme_values():
 def test_logprobs_are_a_log_softmax_of_the_raw_logits():
     logits = np.random.default_rng(5).normal(0.0, 3.0, (1, 30)).astype(np.float32)
     judged = sequences({"temperature": 0.3, "logprobs": 4, "logit_bias": {2: 50.0}})
-    sampler = Sampler(1, default_samplers())
+    sampler = Sampler(1, ReferenceSampling())
     sampler.load(judged[0])
     tokens, outputs = sampler.sample(judged, logits)
     exact = logits[0].astype(np.float64)
@@ -187,7 +187,7 @@ def test_logprobs_are_a_log_softmax_of_the_raw_logits():
 
 def test_more_logprobs_than_vocabulary():
     inputs = sequences({"logprobs": 20})
-    sampler = Sampler(1, default_samplers())
+    sampler = Sampler(1, ReferenceSampling())
     sampler.load(inputs[0])
     outputs = sample_rows(np.zeros((1, 5), np.float32), sampler._gather(inputs))
     assert outputs.top_ids[0, :5].tolist() == [0, 1, 2, 3, 4]
