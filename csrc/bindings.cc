@@ -10,6 +10,7 @@ namespace nb = nanobind;
 
 NB_MODULE(_cpu, m) {
   m.doc() = "Native CPU kernels; use through realm.kernels.cpu.";
+  nb::set_leak_warnings(false);  // what is alive when the interpreter ends is for the system to free
   m.def("default_isa", [] { return std::string(realm::isa_name(realm::default_isa())); });
   m.def("available_isas", [] {
     std::vector<std::string> names;
@@ -18,4 +19,5 @@ NB_MODULE(_cpu, m) {
   });
   realm::bind_kernels(m);
   realm::bind_program(m);
+  realm::bind_sampling(m);
 }

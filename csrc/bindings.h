@@ -8,5 +8,6 @@ namespace realm {
 void bind_kernels(nanobind::module_& m);
 void bind_lora(nanobind::module_& m);
 void bind_program(nanobind::module_& m);
+void bind_sampling(nanobind::module_& m);
 
 }  // namespace realm

@@ -8,6 +8,7 @@ namespace realm {
   namespace isa {                       \
   RowKernels row_kernels();             \
   AttentionKernels attention_kernels(); \
+  SampleKernels sample_kernels();       \
   }
 REALM_DECLARE(portable)
 #if defined(__x86_64__)
@@ -18,7 +19,7 @@ REALM_DECLARE(avx512vnni)
 #undef REALM_DECLARE
 
 const Kernels& kernels(Isa isa) {
-#define REALM_TABLE(isa) {&isa::matmul_table, &isa::lora_table, isa::row_kernels(), isa::attention_kernels()}
+#define REALM_TABLE(isa) {&isa::matmul_table, &isa::lora_table, isa::row_kernels(), isa::attention_kernels(), isa::sample_kernels()}
   static const std::array<Kernels, 4> all = {{
       REALM_TABLE(portable),
 #if defined(__x86_64__)

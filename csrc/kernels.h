@@ -6,6 +6,7 @@
 #include "lora.h"
 #include "matmul_table.h"
 #include "rows.h"
+#include "sample_kernels.h"
 
 namespace realm {
 
@@ -14,6 +15,7 @@ struct Kernels {
   const LoraTable* lora;
   RowKernels rows;
   AttentionKernels attention;
+  SampleKernels sample;
 };
 
 const Kernels& kernels(Isa isa);
