@@ -20,6 +20,7 @@ FAKE = "fake"
 
 def fake_runtime(
     *,
+    path: str | Path = __file__,
     num_kv_blocks: int = 64,
     on_step: Callable[[Batch], None] | None = None,
     tiny: TinyModel | None = None,
@@ -36,7 +37,7 @@ def fake_runtime(
 
     config = EngineConfig(**{"kv_block_tokens": 16, "max_batch_size": 8, "max_queued": 64, "num_threads": 1} | limits)
     runtime = RuntimeManager(config, loader=loader)
-    runtime.set_default_model(ModelConfig(__file__, FAKE))
+    runtime.set_default_model(ModelConfig(path, FAKE))
     return runtime
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from realm.core.config import EngineConfig, KVType, ModelConfig, SpeculativeConfig
     from realm.core.errors import RealmError
     from realm.core.types import FinishReason, SamplingParams, TokenLogprobs, Usage
+    from realm.lora.adapter import LoRAWeights
     from realm.runtime.dispatcher import FunctionDispatcher
     from realm.runtime.events import Event
     from realm.runtime.generation import Completion, Generation
@@ -32,6 +33,7 @@ _HOMES = {
     "FunctionDispatcher": "realm.runtime.dispatcher",
     "Generation": "realm.runtime.generation",
     "KVType": "realm.core.config",
+    "LoRAWeights": "realm.lora.adapter",
     "Model": "realm.runtime.model",
     "ModelConfig": "realm.core.config",
     "RealmError": "realm.core.errors",
@@ -51,6 +53,7 @@ __all__ = [
     "FunctionDispatcher",
     "Generation",
     "KVType",
+    "LoRAWeights",
     "Model",
     "ModelConfig",
     "RealmError",

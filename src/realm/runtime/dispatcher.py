@@ -32,7 +32,7 @@ class FunctionDispatcher:
 
     def submit(self, prompt: Prompt, *, model: str | None = None, **options: Unpack[Options]) -> Future[Completion]:
         """Start one completion; the future is its caller's own."""
-        return self._runtime.model(model).submit(prompt, **options)
+        return self._runtime.submit(prompt, model=model, **options)
 
     def dispatch(
         self, prompts: Sequence[Prompt], *, model: str | None = None, **options: Unpack[Options]

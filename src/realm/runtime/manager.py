@@ -5,21 +5,27 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from realm.core.config import EngineConfig, ModelConfig
 from realm.core.errors import InvalidRequest, NotFound, UnsupportedParameter
+from realm.core.types import AdapterRef
 from realm.engine.engine import Engine
+from realm.gguf.reader import GGUFFile
+from realm.lora.adapter import LoRAWeights
+from realm.lora.base import BaseModel
 from realm.models.loader import Device, LoadedModel
 from realm.models.loader import load_model as load_executor
+from realm.runtime.adapters import AdapterRegistry
 from realm.runtime.catalogue import CATALOGUE, local_path
 from realm.runtime.download import ensure_model
-from realm.runtime.generation import Generation
+from realm.runtime.generation import Completion, Generation
 from realm.runtime.loop import EngineLoop
 from realm.runtime.model import Model, Options
-from realm.runtime.served import Limits
+from realm.runtime.served import DEFAULT_TENANT, Limits
 from realm.tokenizer.chat import load_chat_template
 from realm.tokenizer.tokenizer import load_tokenizer
 
@@ -51,6 +57,7 @@ class RuntimeManager:
         self._configs: dict[str, ModelConfig] = {}
         self._models: dict[str, Model] = {}
         self._default_id: str | None = None
+        self._tenant_adapters: dict[str, str] = {}
         self._lock = threading.RLock()
 
     @property
@@ -117,17 +124,6 @@ class RuntimeManager:
                 self._models[model_id] = self._assemble(model_id, self._configs[model_id])
             return self._models[model_id]
 
-    def loaded(self, model_id: str) -> Model:
-        """A model in memory by id; never loads.
-
-        Raises:
-            NotFound: no such model in memory.
-        """
-        model = self._models.get(model_id)
-        if model is None:
-            raise _unknown(model_id)
-        return model
-
     def set_limits(self, **limits: Any) -> None:
         """Change fields of `config`, before any model is loaded.
 
@@ -143,21 +139,60 @@ class RuntimeManager:
                 )
             self.config = changed
 
+    def load_lora_adapter(self, adapter: LoRAWeights | str | Path, *, model: str | None = None) -> AdapterRef:
+        """Make an adapter known under its name, for requests to name it. Takes a file's time; nobody else waits.
+
+        Args:
+            adapter: Weights, or the path of a PEFT directory or a GGUF adapter.
+            model: The model it changes; the default one if None.
+
+        Raises:
+            RealmError: it can't be read, or doesn't fit the model.
+        """
+        weights = adapter if isinstance(adapter, LoRAWeights) else LoRAWeights.load(adapter)
+        return self.model(model).adapters.load(weights).ref
+
+    def unload_lora_adapter(self, adapter_id: str, *, model: str | None = None) -> None:
+        """Forget an adapter; streams that began with it end with it.
+
+        Raises:
+            NotFound: no such adapter.
+        """
+        self.model(model).adapters.unload(adapter_id)
+
+    def set_tenant_lora_adapter(self, tenant_id: str, adapter_id: str | None) -> None:
+        """Choose what a tenant's requests run with when they name no adapter; None for the base model.
+
+        The name is looked up when a request comes: the adapter may be loaded later.
+        """
+        if adapter_id is None:
+            self._tenant_adapters.pop(tenant_id, None)
+        else:
+            self._tenant_adapters[tenant_id] = adapter_id
+
+    def tenant_lora_adapter(self, tenant_id: str) -> str | None:
+        """What `set_tenant_lora_adapter` chose."""
+        return self._tenant_adapters.get(tenant_id)
+
     def generate(self, prompt: Any, *, model: str | None = None, **options: Unpack[Options]) -> Any:
-        """`Model.generate` of a model by id, or of the default one."""
-        return self.model(model).generate(prompt, **options)
+        """`Model.generate` of a model by id, or of the default one; with the tenant's adapter if none is named."""
+        return self.model(model).generate(prompt, **self._with_adapter(options))
 
     async def agenerate(self, prompt: Any, *, model: str | None = None, **options: Unpack[Options]) -> Any:
         """`generate` for a coroutine."""
-        return await self.model(model).agenerate(prompt, **options)
+        return await self.model(model).agenerate(prompt, **self._with_adapter(options))
 
     def stream(self, prompt: Any, *, model: str | None = None, **options: Unpack[Options]) -> Generation:
-        """`Model.stream` of a model by id, or of the default one."""
-        return self.model(model).stream(prompt, **options)
+        """`Model.stream` of a model by id, or of the default one; with the tenant's adapter if none is named."""
+        return self.model(model).stream(prompt, **self._with_adapter(options))
 
     def astream(self, prompt: Any, *, model: str | None = None, **options: Unpack[Options]) -> Generation:
         """`stream` for a coroutine."""
-        return self.model(model).astream(prompt, **options)
+        return self.model(model).astream(prompt, **self._with_adapter(options))
+
+    def submit(self, prompt: Any, *, model: str | None = None, **options: Unpack[Options]) -> Future[Completion]:
+        """`Model.submit` of a model by id, or of the default one; with the tenant's adapter if none is named."""
+        return self.model(model).submit(prompt, **self._with_adapter(options))
 
     def close(self) -> None:
         """Unload everything; open requests end with an error."""
@@ -169,6 +204,10 @@ class RuntimeManager:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _with_adapter(self, options: Options) -> Options:
+        chosen = self.tenant_lora_adapter(options.get("tenant", DEFAULT_TENANT))
+        return options if chosen is None or "adapter" in options else {**options, "adapter": chosen}
 
     def _register(self, config: ModelConfig) -> str:
         if config.draft_model_path is not None:
@@ -182,7 +221,8 @@ class RuntimeManager:
 
     def _assemble(self, model_id: str, config: ModelConfig) -> Model:
         """Executor, engine, thread and tokenizer of one model."""
-        loaded = self._loader(ensure_model(config.model_path), self.config, self.device)
+        path = ensure_model(config.model_path)
+        loaded = self._loader(path, self.config, self.device)
         tokenizer = load_tokenizer(loaded.metadata)
         template = load_chat_template(loaded.metadata, tokenizer, self._chat_template)
         limits = replace(self.config, max_seq_len=loaded.max_seq_len)
@@ -193,10 +233,16 @@ class RuntimeManager:
             tokenizer,
             template,
             Limits(engine.max_seq_len, limits.max_batch_size + limits.max_queued),
+            adapters=AdapterRegistry(lambda: _read_base(path)),
             fingerprint=loaded.fingerprint,
             kv_format=limits.kv_type.value,
             created=int(time.time()),
         )
+
+
+def _read_base(path: Path) -> BaseModel:
+    with GGUFFile.open(path) as file:
+        return BaseModel.from_gguf(file)
 
 
 def _default_id(model_path: str | Path) -> str:

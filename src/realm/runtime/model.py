@@ -16,6 +16,9 @@ Prompt = str | Sequence[int] | Sequence[Message]
 """A text, its token ids, or the messages of a chat."""
 
 
+_NOT_SAMPLING: tuple[str, ...] = ("timeout", "seed", "tenant", "adapter")
+
+
 class Options(TypedDict, total=False):
     """Keyword arguments of `generate` and `stream`; see `SamplingParams` for their meaning."""
 
@@ -36,6 +39,10 @@ class Options(TypedDict, total=False):
     """Random if None or absent."""
     timeout: float | None
     """Seconds; DeadlineExceeded after that."""
+    tenant: str
+    """On whose behalf; tenants share no cached prefix."""
+    adapter: str | None
+    """Name of a loaded LoRA adapter."""
 
 
 class Model(ServedModel):
@@ -108,8 +115,7 @@ class Model(ServedModel):
         stop = sampling.get("stop", ())
         sampling["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
         sampling["stop_token_ids"] = tuple(sampling.get("stop_token_ids", ()))
-        seed = sampling.pop("seed", None)
-        rest = {"timeout": sampling.pop("timeout", None), "seed": seed}
+        rest = {name: sampling.pop(name) for name in _NOT_SAMPLING if name in sampling}
         return single, prompts, SamplingParams(**sampling), rest
 
     def _encode_any(self, prompt: Prompt) -> tuple[int, ...]:

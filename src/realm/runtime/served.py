@@ -10,6 +10,7 @@ from typing import Any
 from realm.core.domain import cache_domain
 from realm.core.errors import ContextLengthExceeded, InvalidRequest
 from realm.core.types import MAX_SEED, Request, SamplingParams
+from realm.runtime.adapters import Adapter, AdapterRegistry
 from realm.runtime.events import AsyncConsumer, Consumer, QueueConsumer
 from realm.runtime.generation import Generation
 from realm.runtime.loop import EngineLoop
@@ -24,6 +25,8 @@ Message = Mapping[str, str]
 # The longest prompt text that is worth encoding, per token of context: only a prompt of pathological tokens could be
 # longer and fit, and encoding megabytes to find out would hold up everyone's event loop.
 _MAX_BYTES_PER_TOKEN = 128
+
+DEFAULT_TENANT = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class ServedModel:
         tokenizer: Text to tokens and back.
         template: Chats to text.
         limits: Checked before the engine hears of a request.
+        adapters: LoRA adapters that requests may name.
         fingerprint: Hex SHA-256 of the weights.
         kv_format: Part of the cache domain.
         created: When it was loaded, in Unix seconds.
@@ -58,6 +62,7 @@ class ServedModel:
         template: ChatTemplate,
         limits: Limits,
         *,
+        adapters: AdapterRegistry,
         fingerprint: str,
         kv_format: str,
         created: int,
@@ -69,12 +74,13 @@ class ServedModel:
         self.limits = limits
         self.fingerprint = fingerprint
         self.created = created
-        self._domain = cache_domain("default", fingerprint, "", 1.0, kv_format)
+        self.adapters = adapters
+        self._kv_format = kv_format
 
     @property
     def has_chat_template(self) -> bool:
         """Whether `encode_chat` can work: base models have no template."""
-        return self._template is not None
+        return self._template.source is not None
 
     def encode(self, prompt: Prompt, *, add_special: bool = True) -> tuple[int, ...]:
         """A prompt as token ids.
@@ -111,7 +117,7 @@ class ServedModel:
             InvalidRequest: the template refuses the messages, or the model has none.
             ContextLengthExceeded: they are so long that they can't fit.
         """
-        self._check_size(sum(len(m["content"].encode(errors="replace")) for m in messages), "messages")
+        self._check_size(sum(len(str(m.get("content"))) for m in messages), "messages")
         text = self._template.render(messages, add_generation_prompt, **(variables or {}))
         return tuple(self.tokenizer.encode(text, add_special=False))
 
@@ -125,6 +131,8 @@ class ServedModel:
         seed: int | None = None,
         timeout: float | None = None,
         stream: bool = True,
+        tenant: str = DEFAULT_TENANT,
+        adapter: str | None = None,
     ) -> list[str]:
         """Hand `n` choices of each prompt to the engine; their events go to `consumer`, prompt by prompt.
 
@@ -136,6 +144,8 @@ class ServedModel:
             seed: Draws the same again; random if None. Choice i of a prompt has a seed of its own, derived from it.
             timeout: Seconds until what has not ended is given up.
             stream: An event for each step, rather than one at the end.
+            tenant: On whose behalf; tenants share no cached prefix.
+            adapter: Name of a loaded LoRA adapter; None for the base model.
 
         Returns:
             The request ids, one for each choice.
@@ -143,6 +153,7 @@ class ServedModel:
         Raises:
             InvalidRequest: something in `params` that this model can't do, or more choices than the server has places.
             ContextLengthExceeded: prompt plus `max_tokens` is more than the context.
+            NotFound: no such adapter.
             Unavailable: the model is going away.
         """
         if n < 1:
@@ -155,6 +166,8 @@ class ServedModel:
             )
         self._check_tokens("stop_token_ids", params.stop_token_ids)
         self._check_tokens("logit_bias", tuple(params.logit_bias))
+        chosen = None if adapter is None else self.adapters.get(adapter)
+        domain = self._cache_domain(tenant, chosen)
         arrived = self.loop.clock()
         deadline = None if timeout is None else arrived + timeout
         base_seed = secrets.randbelow(MAX_SEED) if seed is None else seed
@@ -165,9 +178,10 @@ class ServedModel:
             for choice in range(n):
                 own = replace(params, max_tokens=room, seed=choice_seed(base_seed, choice))
                 index = len(tracks)
-                request = Request(f"{call_id}-{index}", prompt, own, self._domain, deadline=deadline)
+                ref = chosen.ref if chosen else None
+                request = Request(f"{call_id}-{index}", prompt, own, domain, tenant, ref, deadline)
                 text = TextStream(self.tokenizer, params.stop)
-                tracks.append(Track(request, index, text, consumer, stream=stream, arrived=arrived))
+                tracks.append(Track(request, index, text, consumer, stream=stream, arrived=arrived, adapter=chosen))
         self.loop.submit(tracks)
         return [track.request.request_id for track in tracks]
 
@@ -180,6 +194,10 @@ class ServedModel:
         """`start` for a coroutine: `async for event in model.aopen(...)`."""
         consumer = AsyncConsumer()
         return Generation(self.loop, consumer, self.start(prompts, params, consumer, **options))
+
+    def _cache_domain(self, tenant: str, adapter: Adapter | None) -> bytes:
+        content_hash, scale = (adapter.ref.content_hash, adapter.ref.scale) if adapter else ("", 1.0)
+        return cache_domain(tenant, self.fingerprint, content_hash, scale, self._kv_format)
 
     def _check_size(self, num_bytes: int, param: str = "prompt") -> None:
         limit = self.limits.max_seq_len * _MAX_BYTES_PER_TOKEN

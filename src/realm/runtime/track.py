@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from realm.core.errors import RealmError
 from realm.core.types import FinishReason, Request, StepOutput, TokenLogprobs, Usage
+from realm.runtime.adapters import Adapter
 from realm.runtime.events import Consumer, Event
 from realm.runtime.stats import LoopStats
 from realm.tokenizer.stream import TextStream
@@ -21,9 +22,11 @@ class Track:
         consumer: Where its events go.
         stream: One event a step; otherwise a single event at the end, which saves the others' wake-ups.
         arrived: When the call came in, on the loop's clock.
+        adapter: What it runs with: held here so that its weights stay for as long.
     """
 
     __slots__ = (
+        "adapter",
         "arrived",
         "consumer",
         "index",
@@ -37,7 +40,15 @@ class Track:
     )
 
     def __init__(
-        self, request: Request, index: int, text: TextStream, consumer: Consumer, *, stream: bool, arrived: float
+        self,
+        request: Request,
+        index: int,
+        text: TextStream,
+        consumer: Consumer,
+        *,
+        stream: bool,
+        arrived: float,
+        adapter: Adapter | None = None,
     ) -> None:
         self.request = request
         self.index = index
@@ -45,6 +56,7 @@ class Track:
         self.consumer = consumer
         self.stream = stream
         self.arrived = arrived
+        self.adapter = adapter
         self.last_token_at = 0.0
         self.written: list[str] = []
         self.token_ids: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from realm.core.errors import InvalidRequest
 
@@ -19,7 +20,9 @@ class ServerConfig:
     port: int = 8000
     """0: any free port, told in the ready line."""
     api_keys: tuple[str, ...] = ()
-    """Keys that may use /v1; anyone may if there are none."""
+    """Keys that may use /v1; anyone may if there are none, and no tenants."""
+    tenants: str | Path | None = None
+    """A TOML file of tenants, their keys and adapters; see `server.tenancy`."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the API; `*` for any."""
     max_body_bytes: int = 4 << 20

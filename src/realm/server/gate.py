@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
-from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from realm.core.errors import InvalidRequest, RealmError, Unauthorized
+from realm.core.errors import InvalidRequest, RealmError
+from realm.server.tenancy import Tenancy
 from realm.server.wire import error_body
 
 
@@ -28,35 +26,12 @@ class UnsupportedMediaType(InvalidRequest):
     default_code = "unsupported_media_type"
 
 
-class KeyRing:
-    """The keys that open the API, held as SHA-256 digests."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    def check(self, authorization: str | None) -> None:
-        """Let a request pass, or not. Every key is compared, whichever fits: the time taken tells nothing.
-
-        Raises:
-            Unauthorized: no key, or none that is known.
-        """
-        if not self._digests:
-            return
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise Unauthorized("an API key is needed", code="missing_api_key", hint="send `Authorization: Bearer KEY`")
-        digest = hashlib.sha256(key.strip().encode(errors="surrogateescape")).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if not any(matches):
-            raise Unauthorized("the API key is not known")
-
-
 class Gate:
-    """ASGI middleware in front of /v1. Health and metrics pass."""
+    """ASGI middleware in front of /v1: puts the tenant into the request's state. Health and metrics pass."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, tenancy: Tenancy, max_body_bytes: int) -> None:
         self._app = app
-        self._keys = keys
+        self._tenancy = tenancy
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +41,7 @@ class Gate:
             return
         headers = Headers(scope=scope)
         try:
-            self._keys.check(headers.get("authorization"))
+            scope.setdefault("state", {})["tenant"] = self._tenancy.tenant_of(headers.get("authorization"))
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 self._check_body_headers(headers)
         except RealmError as e:

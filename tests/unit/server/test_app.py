@@ -383,7 +383,7 @@ def test_keys() -> None:
 
 
 def test_our_own_fault_is_a_500_that_tells_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("realm.server.app.ChatAnswer", None)
+    monkeypatch.setattr("realm.server.openai_api.ChatAnswer", None)
     response = client.post(CHAT, json=chat())
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
