@@ -3,7 +3,9 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <limits>
@@ -45,21 +47,40 @@ int int_size(std::size_t n) {
 }
 
 void step(Program& program, const Ints& token_ids, const Ints& query_starts, const Ints& context_lens,
-          const Ints2& block_tables, const Ints& logit_rows) {
+          const Ints2& block_tables, const Ints& logit_rows, const Ints& adapter_slots) {
   const std::size_t num_requests = context_lens.shape(0);
-  if (query_starts.shape(0) != num_requests + 1 || block_tables.shape(0) != num_requests)
-    throw std::invalid_argument("query_starts, context_lens and block_tables disagree about the number of requests");
+  if (query_starts.shape(0) != num_requests + 1 || block_tables.shape(0) != num_requests || adapter_slots.shape(0) != num_requests)
+    throw std::invalid_argument("query_starts, context_lens, block_tables and adapter_slots disagree about the number of requests");
   const StepInput input{int_size(token_ids.shape(0)), int_size(num_requests), int_size(logit_rows.shape(0)),
                         int_size(block_tables.shape(1)), token_ids.data(), query_starts.data(), context_lens.data(),
-                        block_tables.data(), logit_rows.data()};
+                        block_tables.data(), logit_rows.data(), adapter_slots.data()};
   nb::gil_scoped_release release;
   program.step(input);
+}
+
+// (site, part, A [rank, K], B [N, rank], scale)
+using Change = std::tuple<int, int, Array<float, nb::ndim<2>>, Array<float, nb::ndim<2>>, float>;
+
+std::vector<LoraChange> changes_of(const Program& program, const std::vector<Change>& given) {
+  std::vector<LoraChange> changes;
+  for (const auto& [site, part, a, b, scale] : given) {
+    const std::vector<LoraSite>& sites = program.lora_sites();
+    if (site < 0 || site >= static_cast<int>(sites.size()) || part < 0 || part >= static_cast<int>(sites[site].num_outputs.size()))
+      throw std::invalid_argument("adapter: no such site");
+    if (int_size(a.shape(1)) != sites[site].num_inputs || int_size(b.shape(0)) != sites[site].num_outputs[part] || a.shape(0) != b.shape(1))
+      throw std::invalid_argument("adapter: A and B do not fit the matrix");
+    changes.push_back({site, part, a.data(), b.data(), int_size(a.shape(0)), scale});
+  }
+  return changes;
 }
 
 }  // namespace
 
 void bind_program(nb::module_& m) {
   m.def("can_pack", &can_pack, "type_id"_a, "num_inputs"_a);
+
+  nb::class_<PackedAdapter>(m, "PackedAdapter")
+      .def_prop_ro("num_bytes", [](const PackedAdapter& a) { return a.num_bytes(); });
 
   nb::class_<Program>(m, "Program")
       .def("__init__",
@@ -95,7 +116,7 @@ void bind_program(nb::module_& m) {
       .def("matmul", &Program::matmul, "x"_a, "matrices"_a, "biases"_a, "out"_a, "accumulate"_a)
       .def("gated_matmul",
            [](Program& p, int x, int gate, int up, int gate_bias, int up_bias, const std::string& activation, int out) {
-             p.gated_matmul(x, gate, up, gate_bias, up_bias, activation_of(activation), out);
+             return p.gated_matmul(x, gate, up, gate_bias, up_bias, activation_of(activation), out);
            },
            "x"_a, "gate"_a, "up"_a, "gate_bias"_a, "up_bias"_a, "activation"_a, "out"_a)
       .def("gated",
@@ -110,7 +131,19 @@ void bind_program(nb::module_& m) {
            "qkv"_a, nb::kw_only(), "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "window"_a, "scale"_a, "norm_eps"_a,
            "q_norm"_a, "k_norm"_a, "rope"_a, "out"_a)
       .def("logits", &Program::logits, "x"_a, "matrices"_a, "biases"_a)
-      .def("step", &step, "token_ids"_a, "query_starts"_a, "context_lens"_a, "block_tables"_a, "logit_rows"_a)
+      .def("step", &step, "token_ids"_a, "query_starts"_a, "context_lens"_a, "block_tables"_a, "logit_rows"_a,
+           "adapter_slots"_a)
+      .def("pack_adapter",
+           [](const Program& p, const std::vector<Change>& given) {
+             std::vector<LoraChange> changes = changes_of(p, given);
+             nb::gil_scoped_release release;
+             return p.pack_adapter(std::move(changes));
+           },
+           "changes"_a)
+      .def("adapter_bytes",
+           [](const Program& p, const std::vector<Change>& given) { return PackedAdapter::num_bytes(p.lora_sites(), changes_of(p, given)); },
+           "changes"_a)
+      .def("set_adapter", &Program::set_adapter, "slot"_a, "adapter"_a.none())
       .def("logits_buffer",
            [](nb::handle_t<Program> self) {
              const Program& p = nb::cast<const Program&>(self);

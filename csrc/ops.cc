@@ -96,25 +96,55 @@ void run_units(const Kernels& k, const Value& x, const MatmulPart& part, int num
     for (int i = 0; i < num_columns; ++i) out[row * out_stride + i] += bias[i];
 }
 
+class LoraShrink final : public Op {
+ public:
+  LoraShrink(const Kernels& k, Value x, LoraInlet lora) : Op("lora shrink"), k_(k), x_(x), lora_(lora) {}
+  bool idle(const Step& step) const override { return step.lora_runs(lora_.site).empty(); }
+  void run(const Step& step, const Lane& lane) const override {
+    lora_shrink(*k_.lora, step.lora_runs(lora_.site), {x_.panels, x_.rows, x_.row_stride}, lora_.ranks->t, lora_.ranks->stride,
+                lane.thread, lane.num_threads);
+  }
+
+ private:
+  const Kernels& k_;
+  Value x_;
+  LoraInlet lora_;
+};
+
+// Adds the adapters' change of part `part` to the columns [32 unit_begin, 32 unit_end); `out` is where the first of them lies.
+void run_adapters(const Kernels& k, const Step& step, const LoraInlet& lora, int part, const Matrix& w, int unit_begin,
+                  int unit_end, float* out, std::size_t out_stride) {
+  const std::vector<LoraRun>& runs = step.lora_runs(lora.site);
+  if (runs.empty()) return;
+  constexpr int tiles = kColumns / kTileRows;
+  const int tile_end = std::min((w.num_rows + kTileRows - 1) / kTileRows, unit_end * tiles);
+  lora_expand(*k.lora, runs, part, w.num_rows, lora.ranks->t, lora.ranks->stride, out - unit_begin * kColumns, out_stride,
+              unit_begin * tiles, tile_end);
+}
+
 class Matmul final : public Op {
  public:
-  Matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows)
+  Matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows, LoraInlet lora)
       : Op(of_logit_rows ? "head" : "matmul " + std::to_string(out.width) + "x" + std::to_string(x.width)),
-        k_(k), x_(x), parts_(std::move(parts)), out_(out), accumulate_(accumulate), of_logit_rows_(of_logit_rows) {
+        k_(k), x_(x), parts_(std::move(parts)), out_(out), accumulate_(accumulate), of_logit_rows_(of_logit_rows), lora_(lora) {
     for (const MatmulPart& part : parts_) units_ += num_units(*part.matrix);
   }
   void run(const Step& step, const Lane& lane) const override {
     const int num_rows = of_logit_rows_ ? step.input().num_logit_rows : step.num_tokens();
     if (num_rows == 0) return;
     const Share share = share_of(units_, lane.thread, lane.num_threads);
-    int before = 0, column = 0;
+    int before = 0, column = 0, index = 0;
     for (const MatmulPart& part : parts_) {
       const int units = num_units(*part.matrix);
       const int begin = std::max(share.begin - before, 0), end = std::min(share.end - before, units);
-      if (begin < end)
-        run_units(k_, x_, part, num_rows, begin, end, out_.rows + column + begin * kColumns, out_.row_stride, accumulate_);
+      if (begin < end) {
+        float* out = out_.rows + column + begin * kColumns;
+        run_units(k_, x_, part, num_rows, begin, end, out, out_.row_stride, accumulate_);
+        run_adapters(k_, step, lora_, index, *part.matrix, begin, end, out, out_.row_stride);
+      }
       before += units;
       column += part.matrix->num_rows;
+      ++index;
     }
   }
 
@@ -124,26 +154,30 @@ class Matmul final : public Op {
   std::vector<MatmulPart> parts_;
   Value out_;
   bool accumulate_, of_logit_rows_;
+  LoraInlet lora_;
   int units_ = 0;
 };
 
 class GatedMatmul final : public Op {
  public:
-  GatedMatmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out)
-      : Op("gated matmul"), k_(k), x_(x), gate_(gate), up_(up), activation_(activation), out_(out) {}
+  GatedMatmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out, LoraInlet lora)
+      : Op("gated matmul"), k_(k), x_(x), gate_(gate), up_(up), activation_(activation), out_(out), lora_(lora) {}
   void run(const Step& step, const Lane& lane) const override {
     const int num_rows = step.num_tokens();
     const Share share = share_of(num_units(*gate_.matrix), lane.thread, lane.num_threads);
     const int at_once = std::max<int>(1, static_cast<int>(kGatedScratchFloats / (std::size_t(num_rows) * 2 * kColumns)));
     for (int begin = share.begin; begin < share.end; begin += at_once)
-      run_columns(num_rows, begin, std::min(share.end, begin + at_once), lane.scratch);
+      run_columns(step, begin, std::min(share.end, begin + at_once), lane.scratch);
   }
 
  private:
-  void run_columns(int num_rows, int begin, int end, float* scratch) const {
+  void run_columns(const Step& step, int begin, int end, float* scratch) const {
+    const int num_rows = step.num_tokens();
     const std::size_t half = std::size_t(end - begin) * kColumns, stride = 2 * half;
     run_units(k_, x_, gate_, num_rows, begin, end, scratch, stride, false);
     run_units(k_, x_, up_, num_rows, begin, end, scratch + half, stride, false);
+    run_adapters(k_, step, lora_, 0, *gate_.matrix, begin, end, scratch, stride);
+    run_adapters(k_, step, lora_, 1, *up_.matrix, begin, end, scratch + half, stride);
     k_.rows.gated({scratch, scratch + half, stride, activation_, out_.sink()}, 0, num_rows, begin, end);
   }
 
@@ -152,6 +186,7 @@ class GatedMatmul final : public Op {
   MatmulPart gate_, up_;
   Activation activation_;
   Value out_;
+  LoraInlet lora_;
 };
 
 class Gated final : public Op {
@@ -228,11 +263,12 @@ OpPtr make_rms_norm(const Kernels& k, Value x, const float* weight, float eps, c
   return std::make_unique<RmsNorm>(k, x, weight, eps, residual, out, of_logit_rows);
 }
 OpPtr make_cast(const Kernels& k, Value x, Value out) { return std::make_unique<Cast>(k, x, out); }
-OpPtr make_matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows) {
-  return std::make_unique<Matmul>(k, x, std::move(parts), out, accumulate, of_logit_rows);
+OpPtr make_lora_shrink(const Kernels& k, Value x, LoraInlet lora) { return std::make_unique<LoraShrink>(k, x, lora); }
+OpPtr make_matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows, LoraInlet lora) {
+  return std::make_unique<Matmul>(k, x, std::move(parts), out, accumulate, of_logit_rows, lora);
 }
-OpPtr make_gated_matmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out) {
-  return std::make_unique<GatedMatmul>(k, x, gate, up, activation, out);
+OpPtr make_gated_matmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out, LoraInlet lora) {
+  return std::make_unique<GatedMatmul>(k, x, gate, up, activation, out, lora);
 }
 OpPtr make_gated(const Kernels& k, Value gate_up, Activation activation, Value out) {
   return std::make_unique<Gated>(k, gate_up, activation, out);

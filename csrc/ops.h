@@ -28,6 +28,12 @@ struct Matrix {
   std::size_t tile_bytes;
 };
 
+// t = A x of one site after the other, for the rows of a step.
+struct LoraRanks {
+  float* t = nullptr;
+  std::size_t stride = 0;  // floats
+};
+
 struct Lane {
   int thread, num_threads;
   float* scratch;  // of this thread
@@ -38,6 +44,8 @@ class Op {
   explicit Op(std::string name) : name_(std::move(name)) {}
   virtual ~Op() = default;
   virtual void run(const Step& step, const Lane& lane) const = 0;
+  // True for all threads alike: this step has nothing to do here, not even a barrier.
+  virtual bool idle(const Step&) const { return false; }
   const std::string& name() const { return name_; }
 
  private:
@@ -51,13 +59,20 @@ struct MatmulPart {
   const float* bias;  // padded like the matrix's rows, or null
 };
 
+// Where a matmul finds its adapters: its site, and t = A x of its input, which make_lora_shrink's op in front of it leaves.
+struct LoraInlet {
+  int site;
+  const LoraRanks* ranks;
+};
+
 OpPtr make_embed(const Matrix* table, float scale, Value out);
 // `of_logit_rows`: the rows wanted in `logit_rows` only, gathered.
 OpPtr make_rms_norm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out, bool of_logit_rows);
 OpPtr make_cast(const Kernels& k, Value x, Value out);
-OpPtr make_matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows);
+OpPtr make_lora_shrink(const Kernels& k, Value x, LoraInlet lora);
+OpPtr make_matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows, LoraInlet lora);
 // activation(x W_gate) * (x W_up), without a barrier between: a thread's columns of both are its own.
-OpPtr make_gated_matmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out);
+OpPtr make_gated_matmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out, LoraInlet lora);
 OpPtr make_gated(const Kernels& k, Value gate_up, Activation activation, Value out);
 OpPtr make_add(const Kernels& k, Value x, Value y, Value out);
 OpPtr make_heads(const Kernels& k, HeadArgs args);

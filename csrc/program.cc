@@ -19,6 +19,7 @@ void require(bool ok, const std::string& what) {
 std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
 constexpr std::size_t kAlignment = 64;
+constexpr int kMaxAdapterSlots = 1 << 16;
 
 double microseconds_now() {
   return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -171,22 +172,51 @@ std::vector<MatmulPart> Program::parts(const Value& x, const std::vector<int>& m
   return parts;
 }
 
-void Program::matmul(int x, const std::vector<int>& matrices, const std::vector<int>& biases, int out, bool accumulate) {
+LoraInlet Program::add_site(const Value& x, const std::vector<MatmulPart>& parts, bool of_logit_rows) {
+  LoraSite site{x.panels != nullptr ? LoraStore::int8 : LoraStore::f32, x.width, {}, of_logit_rows};
+  for (const MatmulPart& part : parts) site.num_outputs.push_back(part.matrix->num_rows);
+  sites_.push_back(std::move(site));
+  const LoraInlet lora{static_cast<int>(sites_.size()) - 1, &ranks_};
+  add_op(make_lora_shrink(kernels_, x, lora));
+  return lora;
+}
+
+std::shared_ptr<const PackedAdapter> Program::pack_adapter(std::vector<LoraChange> changes) const {
+  return std::make_shared<const PackedAdapter>(sites_, std::move(changes));
+}
+
+void Program::set_adapter(int slot, std::shared_ptr<const PackedAdapter> adapter) {
+  require(slot >= 0 && slot < kMaxAdapterSlots, "adapter slot out of range");
+  std::lock_guard<std::mutex> one_step(stepping_);
+  if (static_cast<int>(adapters_.size()) <= slot) adapters_.resize(slot + 1);
+  if (adapter != nullptr && static_cast<std::size_t>(adapter->padded_ranks()) > ranks_.stride) {
+    ranks_.stride = round_up(adapter->padded_ranks(), 16);
+    ranks_memory_ = HugeBuffer(config_.limits.max_tokens * ranks_.stride * sizeof(float));
+    ranks_.t = reinterpret_cast<float*>(ranks_memory_.data());
+  }
+  adapters_[slot] = std::move(adapter);
+}
+
+int Program::matmul(int x, const std::vector<int>& matrices, const std::vector<int>& biases, int out, bool accumulate) {
   const Value from = value(x), to = value(out);
   std::vector<MatmulPart> p = parts(from, matrices, biases);
   int width = 0;
   for (const MatmulPart& part : p) width += part.matrix->num_rows;
   require(to.rows != nullptr && to.width == width, "matmul: width of the output");
-  add_op(make_matmul(kernels_, from, std::move(p), to, accumulate, false));
+  const LoraInlet lora = add_site(from, p, false);
+  add_op(make_matmul(kernels_, from, std::move(p), to, accumulate, false, lora));
+  return lora.site;
 }
 
-void Program::gated_matmul(int x, int gate, int up, int gate_bias, int up_bias, Activation activation, int out) {
+int Program::gated_matmul(int x, int gate, int up, int gate_bias, int up_bias, Activation activation, int out) {
   const Value from = value(x), to = value(out);
   const std::vector<MatmulPart> p = parts(from, {gate, up}, {gate_bias, up_bias});
   require(p[0].matrix->num_rows == to.width && p[1].matrix->num_rows == to.width, "gated_matmul: width of the output");
   require(to.width % 32 == 0, "gated_matmul: width must be a multiple of 32");
   need_scratch(gated_scratch(config_.limits.max_tokens));
-  add_op(make_gated_matmul(kernels_, from, p[0], p[1], activation, to));
+  const LoraInlet lora = add_site(from, p, false);
+  add_op(make_gated_matmul(kernels_, from, p[0], p[1], activation, to, lora));
+  return lora.site;
 }
 
 void Program::gated(int gate_up, Activation activation, int out) {
@@ -227,19 +257,22 @@ void Program::attention(int qkv, const HeadSpec& spec, int out) {
   add_op(make_attend(kernels_, args, plan({spec.num_heads, spec.num_kv_heads, spec.window})));
 }
 
-void Program::logits(int x, const std::vector<int>& matrices, const std::vector<int>& biases) {
+int Program::logits(int x, const std::vector<int>& matrices, const std::vector<int>& biases) {
   std::vector<MatmulPart> p = parts(value(x), matrices, biases);
   int width = 0;
   for (const MatmulPart& part : p) width += part.matrix->num_rows;
   require(width <= config_.limits.vocab_size, "logits: the head has more rows than the vocabulary");
   logits_ = make_value(width, config_.limits.max_logit_rows, true, false);
-  add_op(make_matmul(kernels_, value(x), std::move(p), logits_, false, true));
+  const LoraInlet lora = add_site(value(x), p, true);
+  add_op(make_matmul(kernels_, value(x), std::move(p), logits_, false, true, lora));
+  return lora.site;
 }
 
 void Program::step(const StepInput& input) {
   std::lock_guard<std::mutex> one_step(stepping_);
   require(logits_.rows != nullptr, "a program ends in logits");
   step_.set(input, config_.limits);
+  step_.set_adapters(adapters_, sites_);
   for (AttentionPlan& plan : plans_) step_.split_attention(plan, config_.num_threads);
   op_microseconds_.resize(ops_.size());
   pool_->run([&](int thread) {
@@ -247,6 +280,7 @@ void Program::step(const StepInput& input) {
     const bool timed = profiling_ && thread == 0;
     double before = timed ? microseconds_now() : 0.0;
     for (std::size_t i = 0; i < ops_.size(); ++i) {
+      if (ops_[i]->idle(step_)) continue;
       ops_[i]->run(step_, lane);
       pool_->barrier();
       if (!timed) continue;

@@ -54,12 +54,19 @@ class Program {
   void embed(int table, float scale, int out);
   void rms_norm(int x, int weight, float eps, int residual, int out, bool of_logit_rows);
   void cast(int x, int out);
-  void matmul(int x, const std::vector<int>& matrices, const std::vector<int>& biases, int out, bool accumulate);
-  void gated_matmul(int x, int gate, int up, int gate_bias, int up_bias, Activation activation, int out);
+  // These three give the site by which adapters change their matrices.
+  int matmul(int x, const std::vector<int>& matrices, const std::vector<int>& biases, int out, bool accumulate);
+  int gated_matmul(int x, int gate, int up, int gate_bias, int up_bias, Activation activation, int out);
+  int logits(int x, const std::vector<int>& matrices, const std::vector<int>& biases);
   void gated(int gate_up, Activation activation, int out);
   void add(int x, int y, int out);
   void attention(int qkv, const HeadSpec& spec, int out);
-  void logits(int x, const std::vector<int>& matrices, const std::vector<int>& biases);
+
+  // Adapters. Packing reads nothing that steps write: any thread may do it while steps run.
+  std::shared_ptr<const PackedAdapter> pack_adapter(std::vector<LoraChange> changes) const;
+  const std::vector<LoraSite>& lora_sites() const { return sites_; }
+  // Between steps: what rows with this slot compute with; null empties it. Throws on a slot out of range.
+  void set_adapter(int slot, std::shared_ptr<const PackedAdapter> adapter);
 
   // Runs one step; logits_data() then holds [S, V] until the next one. Throws std::invalid_argument on bad input.
   void step(const StepInput& input);
@@ -85,6 +92,7 @@ class Program {
   std::vector<MatmulPart> parts(const Value& x, const std::vector<int>& matrices, const std::vector<int>& biases) const;
   AttentionPlan* plan(const AttentionShape& shape);
   void need_scratch(std::size_t floats);
+  LoraInlet add_site(const Value& x, const std::vector<MatmulPart>& parts, bool of_logit_rows);
 
   const ProgramConfig config_;
   const Kernels& kernels_;
@@ -103,6 +111,10 @@ class Program {
   std::vector<HugeBuffer> scratch_;  // of each thread
   std::size_t scratch_floats_ = 0;
   std::vector<OpPtr> ops_;
+  std::vector<LoraSite> sites_;
+  AdapterSlots adapters_;
+  HugeBuffer ranks_memory_;
+  LoraRanks ranks_;
   Value logits_;
   Step step_;
 

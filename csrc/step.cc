@@ -28,7 +28,8 @@ void Step::set(const StepInput& input, const StepLimits& limits) {
   for (int i = 0; i < input.num_tokens; ++i)
     require(input.token_ids[i] >= 0 && input.token_ids[i] < limits.vocab_size, "token id", input.token_ids[i], limits.vocab_size);
   for (int i = 0; i < input.num_logit_rows; ++i)
-    require(input.logit_rows[i] >= 0 && input.logit_rows[i] < input.num_tokens, "logit row", input.logit_rows[i], input.num_tokens);
+    require(input.logit_rows[i] >= (i > 0 ? input.logit_rows[i - 1] : 0) && input.logit_rows[i] < input.num_tokens,
+            "logit row, in ascending order", input.logit_rows[i], input.num_tokens);
   const int table_tokens = static_cast<int>(std::min<long>(long(input.max_blocks) * limits.block_tokens, limits.max_positions));
   positions_.resize(input.num_tokens);
   blocks_.resize(input.num_tokens);
@@ -46,6 +47,36 @@ void Step::set(const StepInput& input, const StepLimits& limits) {
     }
   }
   input_ = input;
+}
+
+void Step::append(std::vector<AdapterRun>& runs, int row_begin, int row_end, const PackedAdapter* adapter) {
+  if (!runs.empty() && runs.back().adapter == adapter && runs.back().row_end == row_begin) {
+    runs.back().row_end = row_end;
+  } else {
+    runs.push_back({row_begin, row_end, adapter});
+  }
+}
+
+void Step::set_adapters(const AdapterSlots& slots, const std::vector<LoraSite>& sites) {
+  runs_.clear();
+  judged_runs_.clear();
+  int judged = 0;
+  for (int r = 0; r < input_.num_requests; ++r) {
+    const int slot = input_.adapter_slots[r], end = input_.query_starts[r + 1], first_judged = judged;
+    while (judged < input_.num_logit_rows && input_.logit_rows[judged] < end) ++judged;
+    if (slot == -1) continue;
+    require(slot >= 0 && slot < static_cast<int>(slots.size()) && slots[slot] != nullptr, "adapter slot", slot,
+            static_cast<long>(slots.size()));
+    append(runs_, input_.query_starts[r], end, slots[slot].get());
+    if (first_judged < judged) append(judged_runs_, first_judged, judged, slots[slot].get());
+  }
+  lora_runs_.resize(sites.size());
+  for (std::size_t site = 0; site < sites.size(); ++site) {
+    lora_runs_[site].clear();
+    for (const AdapterRun& run : sites[site].of_logit_rows ? judged_runs_ : runs_)
+      if (const LoraModule* module = run.adapter->module(static_cast<int>(site)))
+        lora_runs_[site].push_back({run.row_begin, run.row_end, module});
+  }
 }
 
 void Step::split_attention(AttentionPlan& plan, int num_threads) const {

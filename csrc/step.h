@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "adapter.h"
 #include "attention.h"
 
 namespace realm {
@@ -16,6 +18,7 @@ struct StepInput {
   const std::int32_t* context_lens;   // [R]
   const std::int32_t* block_tables;   // [R, M]
   const std::int32_t* logit_rows;     // [S]
+  const std::int32_t* adapter_slots;  // [R], -1: none
 };
 
 struct StepLimits {
@@ -35,10 +38,15 @@ struct AttentionPlan {
   std::vector<std::vector<AttentionItem>> items;  // of each thread
 };
 
+// The adapters that a step may use, by slot; null where a slot is empty.
+using AdapterSlots = std::vector<std::shared_ptr<const PackedAdapter>>;
+
 class Step {
  public:
   // Throws std::invalid_argument, naming what is wrong, rather than read or write out of bounds later.
   void set(const StepInput& input, const StepLimits& limits);
+  // After `set`: which rows use which adapter at which site. Throws on an empty slot.
+  void set_adapters(const AdapterSlots& slots, const std::vector<LoraSite>& sites);
   // Fills `plan` for this step.
   void split_attention(AttentionPlan& plan, int num_threads) const;
 
@@ -46,10 +54,21 @@ class Step {
   int num_tokens() const { return input_.num_tokens; }
   int position(int row) const { return positions_[row]; }
   std::int32_t block(int row) const { return blocks_[row]; }
+  // Empty where no row of the step has an adapter that changes the site.
+  const std::vector<LoraRun>& lora_runs(int site) const { return lora_runs_[site]; }
 
  private:
+  // Consecutive rows of one adapter.
+  struct AdapterRun {
+    int row_begin, row_end;
+    const PackedAdapter* adapter;
+  };
+  static void append(std::vector<AdapterRun>& runs, int row_begin, int row_end, const PackedAdapter* adapter);
+
   StepInput input_{};
   std::vector<std::int32_t> positions_, blocks_;  // [T]
+  std::vector<AdapterRun> runs_, judged_runs_;
+  std::vector<std::vector<LoraRun>> lora_runs_;  // of each site
 };
 
 }  // namespace realm

@@ -1,5 +1,7 @@
 """Native CPU kernels; use through realm.kernels.cpu."""
 
+from typing import TypeAlias, overload
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,6 +53,15 @@ def time_matmul(
 ) -> list[float]:
     """Seconds of each call, over packed copies taken in turn."""
 
+LoRAChange: TypeAlias = tuple[int, int, NDArray[np.float32], NDArray[np.float32], float]
+"""Site and part of a matrix, A [rank, K], B [N, rank], scale."""
+
+class PackedAdapter:
+    """An adapter as a program computes with it."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
 class Program:
     """A model's step as a list of ops, recorded once and replayed by `step`. Ids are ints; -1 stands for "none"."""
 
@@ -84,10 +95,10 @@ class Program:
     def embed(self, table: int, scale: float, out: int) -> None: ...
     def rms_norm(self, x: int, weight: int, eps: float, residual: int, out: int, of_logit_rows: bool) -> None: ...
     def cast(self, x: int, out: int) -> None: ...
-    def matmul(self, x: int, matrices: list[int], biases: list[int], out: int, accumulate: bool) -> None: ...
+    def matmul(self, x: int, matrices: list[int], biases: list[int], out: int, accumulate: bool) -> int: ...
     def gated_matmul(
         self, x: int, gate: int, up: int, gate_bias: int, up_bias: int, activation: str, out: int
-    ) -> None: ...
+    ) -> int: ...
     def gated(self, gate_up: int, activation: str, out: int) -> None: ...
     def add(self, x: int, y: int, out: int) -> None: ...
     def attention(
@@ -105,7 +116,10 @@ class Program:
         rope: int,
         out: int,
     ) -> None: ...
-    def logits(self, x: int, matrices: list[int], biases: list[int]) -> None: ...
+    def logits(self, x: int, matrices: list[int], biases: list[int]) -> int: ...
+    def pack_adapter(self, changes: list[LoRAChange]) -> PackedAdapter: ...
+    def adapter_bytes(self, changes: list[LoRAChange]) -> int: ...
+    def set_adapter(self, slot: int, adapter: PackedAdapter | None) -> None: ...
     def step(
         self,
         token_ids: NDArray[np.int32],
@@ -113,7 +127,41 @@ class Program:
         context_lens: NDArray[np.int32],
         block_tables: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
+        adapter_slots: NDArray[np.int32],
     ) -> None: ...
     def logits_buffer(self) -> NDArray[np.float32]: ...
     def set_profiling(self, on: bool) -> None: ...
     def profile(self) -> list[tuple[str, float]]: ...
+
+class Sampler:
+    """Draws tokens; see kernels.sampling_reference for what it computes."""
+
+    @overload
+    def __init__(self, program: Program) -> None: ...
+    @overload
+    def __init__(self, isa: str) -> None: ...
+    def sample(
+        self,
+        logits: NDArray[np.float32],
+        temperature: NDArray[np.float32],
+        top_k: NDArray[np.int32],
+        top_p: NDArray[np.float32],
+        min_p: NDArray[np.float32],
+        repetition_penalty: NDArray[np.float32],
+        presence_penalty: NDArray[np.float32],
+        frequency_penalty: NDArray[np.float32],
+        seeds: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        num_logprobs: NDArray[np.int32],
+        bias_starts: NDArray[np.int32],
+        bias_ids: NDArray[np.int32],
+        bias_values: NDArray[np.float32],
+        history_starts: NDArray[np.int32],
+        history_ids: NDArray[np.int32],
+        history_counts: NDArray[np.int32],
+        token_ids: NDArray[np.int32],
+        logprobs: NDArray[np.float32],
+        top_ids: NDArray[np.int32],
+        top_logprobs: NDArray[np.float32],
+    ) -> None: ...
+    def argmax(self, logits: NDArray[np.float32], token_ids: NDArray[np.int32]) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,8 @@ from realm import _cpu
 from realm.core.config import KVType
 from realm.core.errors import ModelFileError
 from realm.core.quant import QuantType
-from realm.core.types import Batch, Float32Array
-from realm.kernels.ops import Linear, Rope
+from realm.core.types import Batch, Float32Array, Int32Array
+from realm.kernels.ops import Linear, LoRALayer, Rope
 from realm.kernels.recording import (
     Add,
     Attend,
@@ -29,10 +29,57 @@ from realm.kernels.recording import (
     last_reads,
     matrices,
 )
+from realm.kernels.sampling_reference import SampleInputs, SampleOutputs
 
 NONE = -1  # no bias, no residual, no norm
 _FLOAT_TYPES = frozenset({QuantType.F32, QuantType.F16, QuantType.BF16})
 Progress = Callable[[int, int], None]
+
+
+class NativeSampler:
+    """Sampling as `kernels.sampling_reference` defines it, in native code.
+
+    Args:
+        program: works on this program's threads; alone if None.
+        isa: instruction set, where there is no program.
+    """
+
+    def __init__(self, program: _cpu.Program | None = None, isa: str | None = None) -> None:
+        self._native = _cpu.Sampler(isa or _cpu.default_isa()) if program is None else _cpu.Sampler(program)
+
+    def sample_rows(self, logits: Float32Array, inputs: SampleInputs) -> SampleOutputs:
+        """Draw one token for each row of `logits` [S, V], which is left as it is."""
+        outputs = SampleOutputs.empty(len(logits))
+        self._native.sample(
+            logits,
+            inputs.temperature,
+            inputs.top_k,
+            inputs.top_p,
+            inputs.min_p,
+            inputs.repetition_penalty,
+            inputs.presence_penalty,
+            inputs.frequency_penalty,
+            inputs.seeds,
+            inputs.positions,
+            inputs.num_logprobs,
+            inputs.bias_starts,
+            inputs.bias_ids,
+            inputs.bias_values,
+            inputs.history_starts,
+            inputs.history_ids,
+            inputs.history_counts,
+            outputs.token_ids,
+            outputs.logprobs,
+            outputs.top_ids,
+            outputs.top_logprobs,
+        )
+        return outputs
+
+    def argmax_rows(self, logits: Float32Array) -> Int32Array:
+        """Largest logit of each row [S], lowest id among equals; -1 where it isn't finite or the row holds a NaN."""
+        token_ids = np.empty(len(logits), np.int32)
+        self._native.argmax(logits, token_ids)
+        return token_ids
 
 
 class NativeExecutor:
@@ -97,7 +144,9 @@ class NativeExecutor:
                 builder.matrices[name] = self._program.share_matrix(beside._program, beside._matrices[name])
         builder.build()
         self._matrices = builder.matrices
+        self._lora_sites = builder.lora_sites
         self._logits: Float32Array = self._program.logits_buffer()
+        self.sampler = NativeSampler(self._program)
         self.weights_bytes = self._program.weights_bytes
         self.kv_bytes = self._program.kv_bytes
 
@@ -108,11 +157,30 @@ class NativeExecutor:
 
     def step(self, batch: Batch) -> Float32Array:
         """Run one step, writing KV, and give logits [S, V]: a view, valid until the next step."""
-        assert not (batch.adapter_slots >= 0).any(), "no adapters on this device"
         self._program.step(
-            batch.token_ids, batch.query_starts, batch.context_lens, batch.block_tables, batch.logit_rows
+            batch.token_ids,
+            batch.query_starts,
+            batch.context_lens,
+            batch.block_tables,
+            batch.logit_rows,
+            batch.adapter_slots,
         )
         return self._logits[: len(batch.logit_rows)]
+
+    def adapter_bytes(self, layers: Mapping[str, LoRALayer]) -> int:
+        """Memory that `pack_adapter` would take."""
+        return self._program.adapter_bytes(self._changes(layers))
+
+    def pack_adapter(self, layers: Mapping[str, LoRALayer]) -> _cpu.PackedAdapter:
+        """An adapter with its matrices as int8, or as float32 where the model's own are floats. From any thread."""
+        return self._program.pack_adapter(self._changes(layers))
+
+    def set_adapter(self, slot: int, packed: _cpu.PackedAdapter | None) -> None:
+        """What rows with this slot compute with from the next step on; None: the slot is empty."""
+        self._program.set_adapter(slot, packed)
+
+    def _changes(self, layers: Mapping[str, LoRALayer]) -> list[_cpu.LoRAChange]:
+        return [(*self._lora_sites[module], layer.a, layer.b, layer.scale) for module, layer in layers.items()]
 
     def start_profile(self) -> None:
         """Time each op from now on."""
@@ -131,6 +199,7 @@ class _Builder:
         self._nodes = nodes
         self._progress = progress
         self.matrices: dict[str, int] = {}
+        self.lora_sites: dict[str, tuple[int, int]] = {}  # module -> native site, part of it
         self._ropes: dict[Rope, int] = {}
         self._values: dict[int, int] = {}  # node id -> native value
         self._panels: dict[int, int] = {}  # node id -> native value that holds its panels
@@ -180,7 +249,8 @@ class _Builder:
                 if residual not in (NONE, out):
                     raise AssertionError("a projection adds in place only")
                 weights, biases = self._linear(node.weight)
-                program.matmul(self._input(node.x, node.weight), weights, biases, out, residual != NONE)
+                x = self._input(node.x, node.weight)
+                self._add_site(node.weight, program.matmul(x, weights, biases, out, residual != NONE))
             case Attend():
                 self._attend(node)
             case Gate(weight=None):
@@ -188,11 +258,13 @@ class _Builder:
             case Gate(weight=Linear() as weight):
                 (gate, up), (gate_bias, up_bias) = self._linear(weight)
                 x = self._input(node.x, weight)
-                program.gated_matmul(x, gate, up, gate_bias, up_bias, node.activation, self._new(node))
+                out = self._new(node)
+                self._add_site(weight, program.gated_matmul(x, gate, up, gate_bias, up_bias, node.activation, out))
             case Add():
                 program.add(self._values[id(node.x)], self._values[id(node.y)], self._new(node))
             case Head():
-                program.logits(self._input(node.x, node.weight), *self._linear(node.weight))
+                site = program.logits(self._input(node.x, node.weight), *self._linear(node.weight))
+                self.lora_sites["output"] = (site, 0)  # also where it shares the embedding's tensor
 
     def _attend(self, node: Attend) -> None:
         spec = node.spec
@@ -244,6 +316,10 @@ class _Builder:
 
     def _linear(self, weight: Linear) -> tuple[list[int], list[int]]:
         return [self.matrices[p.name] for p in weight.parts], [self._vector(b) for b in weight.biases]
+
+    def _add_site(self, weight: Linear, site: int) -> None:
+        for index, part in enumerate(weight.parts):
+            self.lora_sites[part.name.removesuffix(".weight")] = (site, index)
 
     def _vector(self, values: Float32Array | None) -> int:
         return NONE if values is None else self._program.add_vector(np.ascontiguousarray(values, np.float32))

@@ -7,8 +7,9 @@ or the handle of a recorded buffer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,20 @@ class AttentionSpec:
     window: int | None = None  # sliding window: position p sees p - window + 1 .. p
 
 
+@dataclass(frozen=True, slots=True)
+class LoRALayer:
+    """An adapter's change of one matrix: ``y += scale * B (A x)``."""
+
+    a: Float32Array  # [r, K]
+    b: Float32Array  # [N, r]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return len(self.a)
+
+
 V = TypeVar("V")
 
 
@@ -122,3 +137,19 @@ class Executor(Protocol):
 
     def step(self, batch: Batch) -> Float32Array:
         """Run one step, writing KV, and give logits [S, V]: a view, valid until the next step."""
+
+
+class AdapterExecutor(Executor, Protocol):
+    """An executor whose rows may have adapters: `Batch.adapter_slots` names what `set_adapter` has put there.
+
+    Layers are by module name as in GGUF, without ``.weight``: ``blk.3.attn_q``, ``output``.
+    """
+
+    def adapter_bytes(self, layers: Mapping[str, LoRALayer]) -> int:
+        """Memory that `pack_adapter` would take."""
+
+    def pack_adapter(self, layers: Mapping[str, LoRALayer]) -> Any:
+        """An adapter as this device computes with it. From any thread, also during a step."""
+
+    def set_adapter(self, slot: int, packed: Any | None) -> None:
+        """What rows with this slot compute with from the next step on; None: the slot is empty."""

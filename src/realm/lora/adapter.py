@@ -6,7 +6,6 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from realm.core.errors import InvalidRequest, ModelFileError
 from realm.core.types import Float32Array
+from realm.kernels.ops import LoRALayer
 from realm.lora.base import BaseModel
 
 MAX_RANK = 512
@@ -28,20 +28,6 @@ _MAX_SCALE = float(np.finfo(np.float32).max)
 RowOrder = Literal["gguf", "huggingface"]
 
 _ADAPTER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-@dataclass(frozen=True, slots=True)
-class LoRALayer:
-    """The change of one matrix: ``y += scale * B (A x)``."""
-
-    a: Float32Array  # [r, K]
-    b: Float32Array  # [N, r]
-    scale: float
-
-    @property
-    def rank(self) -> int:
-        """r."""
-        return len(self.a)
 
 
 class LoRAWeights:
