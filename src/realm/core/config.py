@@ -65,6 +65,8 @@ class EngineConfig:
     max_queued: int = 256
     """Requests that wait for a place in the batch; one more is refused with 429."""
     num_threads: int = field(default_factory=default_threads)
+    adapter_cache_bytes: int = 512 << 20
+    """Memory for LoRA adapters that are ready to compute with; more of them than fit is normal."""
     speculative: SpeculativeConfig | None = None
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 
 from realm.cache.block_pool import BlockPool, chain_root
 from realm.core.config import EngineConfig
@@ -36,6 +37,7 @@ from realm.models.draft import DraftModel
 
 _log = logging.getLogger(__name__)
 _DEFAULT_MAX_SEQ_LEN = 8192
+_by_adapter = attrgetter("adapter_slot")
 
 
 class Engine:
@@ -87,11 +89,17 @@ class Engine:
         self._num_arrivals = 0
         self._stats = EngineStats()
         self._shut_down = False
+        self._stalled = False
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do or to hand out."""
         return bool(self._sequences or self._pending)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the last step could do nothing, because all that is open waits for an adapter to be loaded."""
+        return self._stalled and not self._pending
 
     def add(self, request: Request) -> None:
         """Accept a request; its outputs come from `step`.
@@ -146,6 +154,7 @@ class Engine:
         started = time.perf_counter()
         self._expire()
         outputs, self._pending = self._pending, []
+        self._stalled = False
         if not self._sequences:
             return outputs
         plan: list[Sequence] = []
@@ -153,6 +162,7 @@ class Engine:
             plan = self._schedule(outputs)
             if plan:
                 self._run(plan, outputs, started)
+            self._stalled = not plan and not outputs
         except Exception:
             _log.exception("a step failed; its %d requests end with an error", len(plan))
             self._fail(plan or self._scheduler.running.copy(), outputs)
@@ -203,6 +213,8 @@ class Engine:
     def _schedule(self, outputs: list[StepOutput]) -> list[Sequence]:
         scheduler = self._scheduler
         plan = scheduler.schedule()
+        if any([seq.adapter_slot >= 0 for seq in plan]):  # noqa: C419  (a list is quicker here)
+            plan.sort(key=_by_adapter)  # rows of one adapter side by side share each read of it
         for seq, error in scheduler.failed:
             outputs.append(self._end(seq, FinishReason.ERROR, error))
         for seq in scheduler.admitted:

@@ -117,7 +117,11 @@ class Ops(Protocol[V]):
 
 
 class Executor(Protocol):
-    """A model ready to step on one device."""
+    """A model ready to step on one device.
+
+    Rows may have adapters: `Batch.adapter_slots` names what `set_adapter` has put there. Layers of an adapter are by
+    module name as in GGUF, without ``.weight``: ``blk.3.attn_q``, ``output``.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -137,13 +141,6 @@ class Executor(Protocol):
 
     def step(self, batch: Batch) -> Float32Array:
         """Run one step, writing KV, and give logits [S, V]: a view, valid until the next step."""
-
-
-class AdapterExecutor(Executor, Protocol):
-    """An executor whose rows may have adapters: `Batch.adapter_slots` names what `set_adapter` has put there.
-
-    Layers are by module name as in GGUF, without ``.weight``: ``blk.3.attn_q``, ``output``.
-    """
 
     def adapter_bytes(self, layers: Mapping[str, LoRALayer]) -> int:
         """Memory that `pack_adapter` would take."""

@@ -12,18 +12,12 @@ from torch import Tensor
 
 from realm.core.config import KVType
 from realm.core.types import Batch, Float32Array
-from realm.kernels.ops import Activation, AttentionSpec, Linear, QuantTensor, Rope
+from realm.kernels.ops import Activation, AttentionSpec, Linear, LoRALayer, QuantTensor, Rope
 
 KV_DTYPES = {KVType.F16: torch.float16, KVType.F32: torch.float32}
 Dequantize = Callable[[QuantTensor], Float32Array]
-
-
-@dataclass(frozen=True)
-class DenseAdapter:
-    """A low-rank adapter: module (GGUF tensor name) to A [r, K] and B [N, r]; adds `scale * B(A x)`."""
-
-    scale: float
-    modules: Mapping[str, tuple[Tensor, Tensor]]
+PackedLayers = Mapping[str, tuple[Tensor, Tensor, float]]
+"""A [r, K], B [N, r] and scale of an adapter, by module."""
 
 
 @dataclass
@@ -33,7 +27,7 @@ class DeviceState:
     dequantize: Dequantize
     num_kv_slots: int
     kv_dtype: torch.dtype
-    adapters: dict[int, DenseAdapter] = field(default_factory=dict)
+    adapters: dict[int, PackedLayers] = field(default_factory=dict)
     matrices: dict[str, Tensor] = field(default_factory=dict)  # by tensor name, [N, K]
     keys: dict[int, Tensor] = field(default_factory=dict)  # by layer, [slots, G, D], rotated
     values: dict[int, Tensor] = field(default_factory=dict)
@@ -73,11 +67,8 @@ class ReferenceOps:
 
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         """[T, N]: the parts side by side."""
-        y = self._project(x, weight)
-        for slot, rows in zip(self._adapter_slots, self._rows, strict=True):
-            if slot >= 0:
-                y[rows] += _side_path(x[rows], weight, self._state.adapters[slot])
-        return y
+        names = [part.name.removesuffix(".weight") for part in weight.parts]
+        return self._adapt(self._project(x, weight), x, weight, names, self._rows)
 
     def attention(self, qkv: Tensor, spec: AttentionSpec) -> Tensor:
         """[T, H*D]; writes K and V of all rows first, as a row may attend to any row of its own request."""
@@ -102,8 +93,22 @@ class ReferenceOps:
         return x + y
 
     def logits(self, x: Tensor, norm_weight: Float32Array, eps: float, head: Linear) -> Tensor:
-        """[S, V]. The output head takes no adapter."""
-        return self._project(_rms_norm(x[self._logit_rows], norm_weight, eps), head)
+        """[S, V]."""
+        h = _rms_norm(x[self._logit_rows], norm_weight, eps)
+        bounds = [int((self._logit_rows < row.stop).sum()) for row in self._rows]
+        judged = [slice(a, b) for a, b in pairwise([0, *bounds])]  # [R], of S
+        return self._adapt(self._project(h, head), h, head, ["output"], judged)
+
+    def _adapt(self, y: Tensor, x: Tensor, weight: Linear, names: list[str], rows_of: list[slice]) -> Tensor:
+        """y plus scale * B(A x) of each part (module `names`) in the rows of requests whose adapter changes it."""
+        sizes = [part.num_rows for part in weight.parts]
+        for slot, rows in zip(self._adapter_slots, rows_of, strict=True):
+            layers = self._state.adapters[slot] if slot >= 0 else {}
+            for name, out in zip(names, torch.split(y[rows], sizes, -1), strict=True):
+                if name in layers:
+                    a, b, scale = layers[name]
+                    out += scale * F.linear(F.linear(x[rows], a), b)
+        return y
 
     def _project(self, x: Tensor, weight: Linear) -> Tensor:
         parts = zip(weight.parts, weight.biases, strict=True)
@@ -171,10 +176,19 @@ class ReferenceExecutor:
         self._block_tokens = block_tokens
         self._state = DeviceState(dequantize, num_kv_blocks * block_tokens, kv_dtype)
 
-    @property
-    def adapters(self) -> dict[int, DenseAdapter]:
-        """Resident adapters by slot; `Batch.adapter_slots` refers to these."""
-        return self._state.adapters
+    def adapter_bytes(self, layers: Mapping[str, LoRALayer]) -> int:
+        """Those of A and B."""
+        return sum(layer.a.nbytes + layer.b.nbytes for layer in layers.values())
+
+    def pack_adapter(self, layers: Mapping[str, LoRALayer]) -> PackedLayers:
+        """The same values, as tensors."""
+        return {name: (torch.tensor(y.a), torch.tensor(y.b), y.scale) for name, y in layers.items()}
+
+    def set_adapter(self, slot: int, packed: PackedLayers | None) -> None:
+        """What rows with this slot compute with; None: the slot is empty."""
+        self._state.adapters.pop(slot, None)
+        if packed is not None:
+            self._state.adapters[slot] = packed
 
     @property
     def weights_bytes(self) -> int:
@@ -200,16 +214,6 @@ def rotate(x: Tensor, positions: Tensor, rope: Rope) -> Tensor:
         a, b = turned.chunk(2, dim=-1)
         turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
     return torch.cat([turned, rest], dim=-1)
-
-
-def _side_path(x: Tensor, weight: Linear, adapter: DenseAdapter) -> Tensor:
-    """scale * B(A x) of each part, zeros where the adapter leaves a part alone: [n, N]."""
-    y = x.new_zeros(len(x), weight.num_rows)
-    for part, out in zip(weight.parts, torch.split(y, [p.num_rows for p in weight.parts], -1), strict=True):
-        if part.name in adapter.modules:
-            a, b = adapter.modules[part.name]
-            out += adapter.scale * F.linear(F.linear(x, a), b)
-    return y
 
 
 def _rms_norm(x: Tensor, weight: Float32Array, eps: float) -> Tensor:

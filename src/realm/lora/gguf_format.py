@@ -16,7 +16,8 @@ from realm.gguf.format import ValueType
 from realm.gguf.quantize import quantize
 from realm.gguf.reader import GGUFFile, TensorInfo
 from realm.gguf.writer import OutputTensor, write_gguf
-from realm.lora.adapter import MAX_ADAPTER_BYTES, LoRALayer, LoRAWeights
+from realm.kernels.ops import LoRALayer
+from realm.lora.adapter import MAX_ADAPTER_BYTES, LoRAWeights
 
 _A, _B = ".weight.lora_a", ".weight.lora_b"
 _ALPHA = "adapter.lora.alpha"

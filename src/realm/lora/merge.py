@@ -11,7 +11,8 @@ from realm.gguf.dequant import Bytes, dequantize
 from realm.gguf.quantize import QUANTIZABLE, check_quantizable, quantize
 from realm.gguf.reader import GGUFFile, TensorInfo
 from realm.gguf.writer import OutputTensor, write_gguf
-from realm.lora.adapter import LoRALayer, LoRAWeights
+from realm.kernels.ops import LoRALayer
+from realm.lora.adapter import LoRAWeights
 from realm.lora.base import BaseModel
 
 

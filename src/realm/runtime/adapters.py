@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from realm.core.errors import NotFound
+from realm.core.errors import InvalidRequest, NotFound
 from realm.core.types import AdapterRef
 from realm.lora.adapter import LoRAWeights
 from realm.lora.base import BaseModel
+
+MAX_ADAPTERS = 1024
+"""Names loaded at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,19 @@ class AdapterRegistry:
 
         Raises:
             ModelFileError: it is made for another model.
+            InvalidRequest: as many adapters are loaded as may be.
         """
         with self._lock:
             self._base = self._base or self._read_base()
         bound = weights.bind(self._base)
         content_hash = bound.content_hash
         with self._lock:
+            if weights.adapter_id not in self._by_name and len(self._by_name) >= MAX_ADAPTERS:
+                raise InvalidRequest(
+                    f"{MAX_ADAPTERS} adapters are loaded, which is the limit",
+                    code="too_many_adapters",
+                    hint="unload one first",
+                )
             bound = self._weights.setdefault(content_hash, bound)
             adapter = Adapter(AdapterRef(weights.adapter_id, content_hash), bound)
             self._by_name[weights.adapter_id] = adapter

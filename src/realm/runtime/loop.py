@@ -25,6 +25,9 @@ from realm.runtime.track import Track
 
 logger = logging.getLogger(__name__)
 
+# How long deadlines may go unseen while every open request waits for an adapter.
+_STALLED_SECONDS = 0.05
+
 T = TypeVar("T")
 Deliveries: TypeAlias = list[tuple[Track, Event]]
 
@@ -96,6 +99,11 @@ class EngineLoop:
         self._note(run)
         return future
 
+    def wake(self) -> None:
+        """An adapter that requests wait for may be ready. From any thread."""
+        with contextlib.suppress(Unavailable):
+            self._note(lambda: None)
+
     def close(self) -> None:
         """End what is open with an error, and the thread. Returns when it has ended; calling it twice is fine."""
         with self._wake:
@@ -131,6 +139,8 @@ class EngineLoop:
         with self._wake:
             while not self._notes and not self._closing and not self._engine.has_work:
                 self._wake.wait()
+            if self._engine.is_stalled and not self._notes and not self._closing:
+                self._wake.wait(_STALLED_SECONDS)
             notes, self._notes = self._notes, []
             closing = self._closing
         for note in notes:

@@ -17,6 +17,7 @@ from realm.engine.engine import Engine
 from realm.gguf.reader import GGUFFile
 from realm.lora.adapter import LoRAWeights
 from realm.lora.base import BaseModel
+from realm.lora.pool import AdapterPool
 from realm.models.loader import Device, LoadedModel
 from realm.models.loader import load_model as load_executor
 from realm.runtime.adapters import AdapterRegistry
@@ -158,7 +159,23 @@ class RuntimeManager:
         Raises:
             NotFound: no such adapter.
         """
-        self.model(model).adapters.unload(adapter_id)
+        served = self.model(model)
+        served.adapter_pool.unpin(served.adapters.get(adapter_id).ref)
+        served.adapters.unload(adapter_id)
+
+    def pin_lora_adapter(self, adapter_id: str, pinned: bool = True, *, model: str | None = None) -> None:
+        """Keep an adapter ready to compute with, or let it give way to others again.
+
+        Raises:
+            NotFound: no such adapter.
+            InvalidRequest: pinned adapters would take more than half of the pool's memory.
+        """
+        served = self.model(model)
+        ref = served.adapters.get(adapter_id).ref
+        if pinned:
+            served.adapter_pool.pin(ref)
+        else:
+            served.adapter_pool.unpin(ref)
 
     def set_tenant_lora_adapter(self, tenant_id: str, adapter_id: str | None) -> None:
         """Choose what a tenant's requests run with when they name no adapter; None for the base model.
@@ -226,14 +243,19 @@ class RuntimeManager:
         tokenizer = load_tokenizer(loaded.metadata)
         template = load_chat_template(loaded.metadata, tokenizer, self._chat_template)
         limits = replace(self.config, max_seq_len=loaded.max_seq_len)
-        engine = Engine(loaded.executor, limits, tokenizer.end_ids)
+        registry = AdapterRegistry(lambda: _read_base(path))
+        pool = AdapterPool(loaded.executor, registry.weights_of, limits.adapter_cache_bytes)
+        engine = Engine(loaded.executor, limits, tokenizer.end_ids, adapters=pool)
+        loop = EngineLoop(engine, name=f"realm-{model_id}")
+        pool.on_ready = loop.wake
         return Model(
             model_id,
-            EngineLoop(engine, name=f"realm-{model_id}"),
+            loop,
             tokenizer,
             template,
             Limits(engine.max_seq_len, limits.max_batch_size + limits.max_queued),
-            adapters=AdapterRegistry(lambda: _read_base(path)),
+            adapters=registry,
+            adapter_pool=pool,
             fingerprint=loaded.fingerprint,
             kv_format=limits.kv_type.value,
             created=int(time.time()),

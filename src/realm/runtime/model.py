@@ -98,6 +98,7 @@ class Model(ServedModel):
     def close(self) -> None:
         """End open requests with an error, and the engine's thread."""
         self.loop.close()
+        self.adapter_pool.close()
 
     def __enter__(self) -> Model:
         return self

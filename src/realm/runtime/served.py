@@ -10,6 +10,7 @@ from typing import Any
 from realm.core.domain import cache_domain
 from realm.core.errors import ContextLengthExceeded, InvalidRequest
 from realm.core.types import MAX_SEED, Request, SamplingParams
+from realm.lora.pool import AdapterPool
 from realm.runtime.adapters import Adapter, AdapterRegistry
 from realm.runtime.events import AsyncConsumer, Consumer, QueueConsumer
 from realm.runtime.generation import Generation
@@ -49,6 +50,7 @@ class ServedModel:
         template: Chats to text.
         limits: Checked before the engine hears of a request.
         adapters: LoRA adapters that requests may name.
+        adapter_pool: Those of them that are ready to compute with.
         fingerprint: Hex SHA-256 of the weights.
         kv_format: Part of the cache domain.
         created: When it was loaded, in Unix seconds.
@@ -63,6 +65,7 @@ class ServedModel:
         limits: Limits,
         *,
         adapters: AdapterRegistry,
+        adapter_pool: AdapterPool,
         fingerprint: str,
         kv_format: str,
         created: int,
@@ -75,6 +78,7 @@ class ServedModel:
         self.fingerprint = fingerprint
         self.created = created
         self.adapters = adapters
+        self.adapter_pool = adapter_pool
         self._kv_format = kv_format
 
     @property

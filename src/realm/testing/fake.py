@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realm.core.types import Batch, Float32Array, Int32Array
+from realm.kernels.ops import LoRALayer
 
 _UNWRITTEN = -1
 _MASK = (1 << 64) - 1
@@ -41,7 +42,7 @@ class FakeExecutor:
         num_kv_blocks: int = 64,
         block_tokens: int = 16,
         *,
-        adapters: Mapping[int, str] | None = None,
+        adapters: dict[int, str] | None = None,
         on_step: Callable[[Batch], None] | None = None,
     ) -> None:
         self.vocab_size = vocab_size
@@ -56,6 +57,22 @@ class FakeExecutor:
         self._digests = np.zeros(num_kv_blocks * block_tokens, np.uint64)
         self._positions = np.full(num_kv_blocks * block_tokens, _UNWRITTEN, np.int64)
         self._logits = np.empty((0, vocab_size), np.float32)
+
+    def adapter_bytes(self, layers: Mapping[str, LoRALayer]) -> int:
+        """As many as its matrices have."""
+        return sum(layer.a.nbytes + layer.b.nbytes for layer in layers.values())
+
+    def pack_adapter(self, layers: Mapping[str, LoRALayer]) -> str:
+        """A name that stands for the values."""
+        values = [(name, layer.a.tobytes(), layer.b.tobytes(), layer.scale) for name, layer in sorted(layers.items())]
+        return repr(values)
+
+    def set_adapter(self, slot: int, packed: str | None) -> None:
+        """Fill or empty a slot."""
+        if packed is None:
+            del self.adapters[slot]
+        else:
+            self.adapters[slot] = packed
 
     def step(self, batch: Batch) -> Float32Array:
         """Logits [S, V] of the judged rows, uniform in [-8, 8).
