@@ -15,6 +15,7 @@
 #include "kernels.h"
 #include "lora_quantize.h"
 #include "lora_runs.h"
+#include "memory.h"
 #include "reference.h"
 #include "thread_pool.h"
 
@@ -26,10 +27,25 @@ namespace {
 // Parts of an adapter's change of a layer: (A [r, K], B [N, r], scale), or None for a matrix that it leaves alone.
 using LoraSource = std::vector<std::optional<std::tuple<Floats, Floats, float>>>;
 
-// A module with the memory that it points into.
+// Memory for the modules of one adapter, as a server holds it: in one piece.
+class LoraArena {
+ public:
+  explicit LoraArena(size_t num_bytes) : buffer_(num_bytes) {}
+  uint8_t* take(size_t num_bytes) {
+    require(num_bytes <= buffer_.size() - used_, "the arena is full");
+    used_ += num_bytes;
+    return buffer_.data() + used_ - num_bytes;
+  }
+
+ private:
+  HugeBuffer buffer_;
+  size_t used_ = 0;
+};
+
+// A module in an arena, which must outlive it.
 class LoraMemory {
  public:
-  LoraMemory(int store, const LoraSource& source, const std::vector<int>& num_outputs) : source_(source) {
+  LoraMemory(int store, const LoraSource& source, const std::vector<int>& num_outputs, LoraArena& arena) : source_(source) {
     module_ = {static_cast<LoraStore>(store), nullptr, 0, 0, {}};
     require(source.size() == num_outputs.size(), "one part for each matrix");
     size_t b_bytes = 0;
@@ -49,10 +65,11 @@ class LoraMemory {
     }
     require(!a_.empty() && module_.num_inputs % kBlockInputs == 0, "nothing to add, or inputs not a multiple of 32");
     const size_t a_bytes = lora_a_bytes(module_.store, module_.num_ranks, module_.num_inputs);
-    packed_ = new_array<uint8_t>({a_bytes + b_bytes});
-    const float factor = lora_pack_a(module_.store, a_.data(), module_.num_ranks, module_.num_inputs, packed_.data());
-    module_.a = packed_.data();
-    uint8_t* next = packed_.data() + a_bytes;
+    num_bytes_ = a_bytes + b_bytes;
+    uint8_t* packed = arena.take(num_bytes_);
+    const float factor = lora_pack_a(module_.store, a_.data(), module_.num_ranks, module_.num_inputs, packed);
+    module_.a = packed;
+    uint8_t* next = packed + a_bytes;
     for (size_t i = 0; i < source.size(); i++) {
       if (!source[i]) continue;
       LoraPart& part = module_.parts[i];
@@ -64,7 +81,7 @@ class LoraMemory {
   }
 
   const LoraModule& module() const { return module_; }
-  size_t num_bytes() const { return packed_.size(); }
+  size_t num_bytes() const { return num_bytes_; }
 
   // Adds to one row `y` of all outputs.
   void reference(const float* x, float* y, const std::vector<int>& num_outputs) const {
@@ -81,7 +98,7 @@ class LoraMemory {
   LoraSource source_;
   LoraModule module_;
   std::vector<float> a_;  // all parts one after the other
-  NewArray<uint8_t> packed_;
+  size_t num_bytes_ = 0;
 };
 
 // One layer with adapters: which rows have which module (a null module: none).
@@ -178,8 +195,10 @@ std::vector<double> time_lora(const std::vector<std::tuple<LoraRows, int, std::v
 
 void bind_lora(nb::module_& m) {
   using namespace nb::literals;
+  nb::class_<LoraArena>(m, "LoraArena", "Memory for packed modules.").def(nb::init<size_t>(), "num_bytes"_a);
   nb::class_<LoraMemory>(m, "LoraModule", "An adapter's change of one linear layer, packed.")
-      .def(nb::init<int, const LoraSource&, const std::vector<int>&>(), "store"_a, "parts"_a, "num_outputs"_a)
+      .def(nb::init<int, const LoraSource&, const std::vector<int>&, LoraArena&>(), nb::keep_alive<1, 5>(), "store"_a,
+           "parts"_a, "num_outputs"_a, "arena"_a)
       .def_prop_ro("num_bytes", &LoraMemory::num_bytes);
   m.def("lora", &lora, "rows"_a, "x"_a, "y"_a, "num_outputs"_a, "isa"_a, "num_threads"_a = 1,
         "y + scale B (A x) by rows (begin, end, module or None): float32 [M, N].");

@@ -47,6 +47,7 @@ struct LoraShrinkArgs {
   const float* x;         // for f32
   size_t x_stride;        // floats
   int row_begin, row_end;  // the run, in rows of the step
+  ptrdiff_t prefetch_bytes;  // from here to what is needed next: the next run's A
   float* t;               // row `row` of the step: t + row * t_stride; lora_padded_ranks floats of each are written
   size_t t_stride;
 };
@@ -58,6 +59,7 @@ struct LoraExpandArgs {
   int num_outputs;  // N
   float scale;
   int row_begin, row_end;
+  ptrdiff_t prefetch_bytes;  // to the next run's B
   const float* t;  // row `row` of the step: t + row * t_stride, from the first rank of this matrix on
   size_t t_stride;
   float* out;  // row `row` of the step: out + row * out_stride

@@ -7,19 +7,16 @@
 namespace realm::REALM_ISA_NAMESPACE {
 namespace {
 
-// Adapters are read once per step, in pieces of some ten kilobytes, so the distance is shorter than for base weights.
-constexpr int kAdapterPrefetchBytes = 2048;
-
 constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
 // Four ranks times one row: lane 4 * rank + i has the inputs 4i..4i+3 of each half block, so the integer dot of a block is
 // the sum over four lanes, and all four then follow the Q8_0 kernel's arithmetic.
-void small_tile(const uint8_t* w, PanelRows x, int num_blocks, float* t) {
+void small_tile(const uint8_t* w, PanelRows x, int num_blocks, float* t, ptrdiff_t prefetch_bytes) {
   constexpr int block_bytes = 2 * 64 + 2 * kLoraSmallTile;
   f32x16 acc = zero();
   for (int b = 0; b < num_blocks; b++, w += block_bytes, x.next()) {
-    prefetch(w + kAdapterPrefetchBytes);
-    prefetch(w + kAdapterPrefetchBytes + 64);
+    prefetch(w + prefetch_bytes);
+    prefetch(w + prefetch_bytes + 64);
     i32x16 sum = dot4_biased(izero(), load_u8x64(w), broadcast16(x.group(0, 0)));
     sum = sum_of_four_lanes(dot4_biased(sum, load_u8x64(w + 64), broadcast16(x.group(4, 0))));
     if (kBiasedDotStart) sum = sum + shl<7>(x.neg_sum(0, 0));
@@ -38,6 +35,7 @@ void shrink(const LoraShrinkArgs& args, int tile_begin, int tile_end) {
     MatmulArgs matmul{args.a, num_whole * kTileRows, args.num_inputs, args.row_end, args.panels,
                       args.x, args.x_stride,         args.t,          args.t_stride, false};
     matmul.first_row = args.row_begin;
+    matmul.prefetch_bytes = args.prefetch_bytes;
     matmul_table.matmul[static_cast<int>(is_int8 ? QuantType::Q8_0 : QuantType::F32)](matmul, tile_begin, whole_end);
   }
   const int num_blocks = args.num_inputs / kBlockInputs;
@@ -48,7 +46,7 @@ void shrink(const LoraShrinkArgs& args, int tile_begin, int tile_end) {
     for (int row = args.row_begin; row < args.row_end; row++) {
       const auto* panel = reinterpret_cast<const ActivationBlock*>(args.panels) + row / kPanelRows * num_blocks;
       small_tile(small + index * tile_size, PanelRows(panel, row % kPanelRows), num_blocks,
-                 args.t + row * args.t_stride + num_whole * kTileRows + index * kLoraSmallTile);
+                 args.t + row * args.t_stride + num_whole * kTileRows + index * kLoraSmallTile, args.prefetch_bytes);
     }
   }
 }
@@ -103,7 +101,7 @@ void expand_tiles(const LoraExpandArgs& args, int tile_begin, int tile_end) {
   for (int tile = tile_begin; tile < tile_end; tile++) {
     const uint8_t* b = args.b + tile * tile_size;
     const int num_lanes = smaller(kTileRows, args.num_outputs - tile * kTileRows);
-    for (size_t i = 0; i < tile_size; i += 64) prefetch(b + kAdapterPrefetchBytes + i);
+    for (size_t i = 0; i < tile_size; i += 64) prefetch(b + args.prefetch_bytes + i);
     const float* t = args.t + args.row_begin * args.t_stride;
     float* out = args.out + args.row_begin * args.out_stride + tile * kTileRows;
     int row = args.row_begin;

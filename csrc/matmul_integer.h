@@ -13,9 +13,6 @@
 
 namespace realm::REALM_ISA_NAMESPACE {
 
-// Weights are one sequential stream; this far ahead of use was the best distance on the machines that were measured.
-constexpr int kPrefetchBytes = 5120;
-
 // Unsigned quants of the group `g` (0..7) of four inputs.
 template <QuantType type, int g>
 REALM_INLINE u8x64 unpack_group(const uint8_t* block) {
@@ -153,7 +150,8 @@ REALM_INLINE void half_by_16(f32x16 (&acc)[R], const uint8_t* block, const Group
 // One weight tile times R rows.
 template <QuantType type, int R>
 __attribute__((noinline)) void integer_tile(const uint8_t* w, PanelRows x, int num_groups, float* out,
-                                            size_t out_stride, int num_lanes, bool accumulate) {
+                                            size_t out_stride, int num_lanes, bool accumulate,
+                                            ptrdiff_t prefetch_bytes) {
   constexpr IntegerLayout layout = integer_layout<type>();
   f32x16 acc[R];
   REALM_UNROLL
@@ -164,7 +162,7 @@ __attribute__((noinline)) void integer_tile(const uint8_t* w, PanelRows x, int n
       const uint8_t* block = w + b * layout.block_bytes();
       constexpr int stream_bytes = layout.group_bytes() / layout.group_blocks();
       REALM_UNROLL
-      for (int i = 0; i < stream_bytes; i += 64) prefetch(block + kPrefetchBytes + i);
+      for (int i = 0; i < stream_bytes; i += 64) prefetch(block + prefetch_bytes + i);
       if constexpr (layout.scale_per_16()) {
         half_by_16<type, 0>(acc, block, scales, b, x);
         half_by_16<type, 1>(acc, block, scales, b, x);

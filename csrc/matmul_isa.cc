@@ -25,7 +25,7 @@ REALM_INLINE void rows_times_tile(const MatmulArgs& args, const uint8_t* w, int 
     const auto* panel = reinterpret_cast<const ActivationBlock*>(args.panels) + row / kPanelRows * (args.num_inputs / kBlockInputs);
     const PanelRows x(panel, row % kPanelRows);
     const int num_groups = args.num_inputs / (kBlockInputs * integer_layout<type>().group_blocks());
-    integer_tile<type, R>(w, x, num_groups, out, args.out_stride, num_lanes, args.accumulate);
+    integer_tile<type, R>(w, x, num_groups, out, args.out_stride, num_lanes, args.accumulate, args.prefetch_bytes);
   }
 }
 

@@ -21,12 +21,14 @@ MODELS = {
 def adapter_layers(model: str, rank: int, store: int, rng: np.random.Generator) -> list:
     """One adapter: a module for each linear layer."""
     num_layers, linears = MODELS[model]
+    num_params = num_layers * sum(rank * (k * len(n) + sum(n)) for k, n in linears)
+    arena = _cpu.LoraArena(num_params * (2 if store == STORES["int8"] else 4))
     modules = []
     for _ in range(num_layers):
         for num_inputs, num_outputs in linears:
             a = rng.normal(0, 0.05, (rank, num_inputs)).astype(np.float32)
             parts = [(a, rng.normal(0, 0.02, (n, rank)).astype(np.float32), 2.0) for n in num_outputs]
-            modules.append(_cpu.LoraModule(store, parts, num_outputs))
+            modules.append(_cpu.LoraModule(store, parts, num_outputs, arena))
     return modules
 
 

@@ -27,6 +27,10 @@ def random_parts(rng: np.random.Generator, ranks: list[int | None], num_inputs: 
     ]
 
 
+def lora_module(store: int, parts: list, num_outputs: list[int]) -> object:
+    return _cpu.LoraModule(store, parts, num_outputs, _cpu.LoraArena(1 << 20))
+
+
 def assert_same_bits(got: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
@@ -42,7 +46,7 @@ def inputs(num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     "ranks", [[1, 1, 1], [4, 4, 4], [3, 5, 7], [16, 16, 16], [8, None, 64], [None, 33, None], [2, 16, 1]]
 )
 def test_bit_equal_to_the_scalar_reference(store: int, ranks: list[int | None]) -> None:
-    module = _cpu.LoraModule(store, random_parts(np.random.default_rng(1), ranks), NUM_OUTPUTS)
+    module = lora_module(store, random_parts(np.random.default_rng(1), ranks), NUM_OUTPUTS)
     x, y = inputs(21)
     for begin, end in [(0, 1), (0, 21), (3, 4), (5, 18), (7, 9), (16, 21)]:
         expected = _cpu.reference_lora([(begin, end, module)], x, y, NUM_OUTPUTS)
@@ -59,7 +63,7 @@ def test_a_row_depends_on_its_own_adapter_only(store: int, isa: str) -> None:
     modules = [
         None,
         *(
-            _cpu.LoraModule(store, random_parts(rng, ranks), NUM_OUTPUTS)
+            lora_module(store, random_parts(rng, ranks), NUM_OUTPUTS)
             for ranks in ([16, 16, 16], [4, None, 8], [7, 1, 30])
         ),
     ]
@@ -95,7 +99,7 @@ def test_error_against_float(magnitude: float) -> None:
     x, y = inputs(32)
     expected = float_result(parts, x, y)
     for store, tolerance in ((INT8, 0.02), (F32, 1e-6)):
-        got = _cpu.lora([(0, 32, _cpu.LoraModule(store, parts, NUM_OUTPUTS))], x, y, NUM_OUTPUTS, ISAS[-1])
+        got = _cpu.lora([(0, 32, lora_module(store, parts, NUM_OUTPUTS))], x, y, NUM_OUTPUTS, ISAS[-1])
         assert np.linalg.norm(got - expected) <= tolerance * np.linalg.norm(expected - y)
 
 
@@ -103,14 +107,14 @@ def test_zero_matrices_change_nothing() -> None:
     x, y = inputs(5)
     zeros = [(np.zeros((4, NUM_INPUTS), np.float32), np.zeros((n, 4), np.float32), 2.0) for n in NUM_OUTPUTS]
     for store in (INT8, F32):
-        module = _cpu.LoraModule(store, zeros, NUM_OUTPUTS)
+        module = lora_module(store, zeros, NUM_OUTPUTS)
         assert_same_bits(_cpu.lora([(0, 5, module)], x, y, NUM_OUTPUTS, ISAS[-1]), y)
 
 
 def test_small_ranks_are_not_padded_to_whole_tiles() -> None:
     rng = np.random.default_rng(4)
     sizes = {
-        rank: _cpu.LoraModule(INT8, random_parts(rng, [None, rank, None], 576), NUM_OUTPUTS).num_bytes
+        rank: lora_module(INT8, random_parts(rng, [None, rank, None], 576), NUM_OUTPUTS).num_bytes
         for rank in (4, 8, 16)
     }
     assert sizes[4] < 0.3 * sizes[16]
@@ -120,8 +124,8 @@ def test_small_ranks_are_not_padded_to_whole_tiles() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     parts = random_parts(np.random.default_rng(5), [4, 4, 4])
     with pytest.raises(ValueError, match="do not fit"):
-        _cpu.LoraModule(INT8, [(parts[0][0][:3], *parts[0][1:]), *parts[1:]], NUM_OUTPUTS)
+        lora_module(INT8, [(parts[0][0][:3], *parts[0][1:]), *parts[1:]], NUM_OUTPUTS)
     with pytest.raises(ValueError, match="one part"):
-        _cpu.LoraModule(INT8, parts[:2], NUM_OUTPUTS)
+        lora_module(INT8, parts[:2], NUM_OUTPUTS)
     with pytest.raises(ValueError, match="nothing to add"):
-        _cpu.LoraModule(INT8, [None, None, None], NUM_OUTPUTS)
+        lora_module(INT8, [None, None, None], NUM_OUTPUTS)

@@ -57,6 +57,11 @@ class StepCost:
         self._levels = list(accumulate((timing.seconds for timing in timings), max))
         self._cache.clear()
 
+    @property
+    def measured(self) -> bool:
+        """Whether any step was timed."""
+        return bool(self._sizes)
+
     def seconds(self, num_rows: int) -> float:
         """Expected seconds of a step; in arbitrary units before the first observation. Never falls with more rows."""
         cached = self._cache.get(num_rows)
@@ -170,6 +175,19 @@ class DraftLength:
         self._num_rows += best
         self._num_tokens += best_tokens
         return best
+
+    def speed(self, more_seconds: float) -> float:
+        """Tokens per second of the step as planned so far, which `more_seconds` come on top of."""
+        return self._num_tokens / (self.cost.seconds(self._num_rows) + more_seconds)
+
+    def row_seconds(self, num_rows: int) -> float:
+        """What each of `num_rows` more rows would cost."""
+        return (self.cost.seconds(self._num_rows + num_rows) - self.cost.seconds(self._num_rows)) / num_rows
+
+    def add(self, num_rows: int, num_tokens: float) -> None:
+        """Plan `num_rows` more rows, which will yield `num_tokens` on average."""
+        self._num_rows += num_rows
+        self._num_tokens += num_tokens
 
     def end_step(self, num_rows: int, seconds: float) -> None:
         """The step had `num_rows` rows, drafts included, and took `seconds`.

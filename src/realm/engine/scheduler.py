@@ -275,17 +275,11 @@ class Scheduler:
 
     def _add_drafts(self, drafter: Drafter, decoding: list[Sequence], spare: int) -> None:
         """Let the proposer extend requests that decode. Drafts never push anyone out."""
-        num_left = len(decoding)
-        for seq in decoding:
-            drafts = drafter.propose(seq, -(-spare // num_left))
-            num_left -= 1
+        for seq, drafts in zip(decoding, drafter.propose(decoding, spare), strict=True):
             if drafts:
                 drafts = self._fit(seq, drafts)
                 seq.drafts = drafts
                 seq.num_scheduled = 1 + len(drafts)
-                spare -= len(drafts)
-                if not spare:
-                    return
 
     def _fit(self, seq: Sequence, drafts: list[int]) -> list[int]:
         """The part of `drafts` that has KV slots, with blocks allocated for them if there are any."""

@@ -19,6 +19,7 @@ class Sequence:
         "block_hashes",
         "blocks",
         "chain_root",
+        "draft_source",
         "draft_state",
         "drafts",
         "greedy",
@@ -81,6 +82,8 @@ class Sequence:
         self.history = History.of(params, request.prompt_token_ids)
         self.greedy = params.greedy and self.history is None and not params.logit_bias and params.logprobs is None
         """True when the largest raw logit is all that is wanted."""
+        self.draft_source = ""
+        """Who proposed `drafts`."""
         self.draft_state: object | None = None
         """Belongs to the proposer."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from realm.core.config import SpeculativeConfig
@@ -11,6 +12,8 @@ from realm.engine.lookup import LookupProposer
 from realm.engine.sequence import Sequence
 
 _log = logging.getLogger(__name__)
+_SURE_LOOKUP = 0.75
+"""Where a draft model is at hand, lookup drafts that are right less often than this are left to it."""
 
 
 class Proposer(Protocol):
@@ -30,26 +33,52 @@ class Proposer(Protocol):
         """Told when a request ends, however it does; `seq.tokens` is all it was."""
 
 
+class BatchProposer(Protocol):
+    """Guesses for all requests of a step together."""
+
+    @property
+    def source(self) -> str:
+        """Name of this source in statistics."""
+
+    def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
+        """For each request and the most tokens it may have (at least 1) a draft as `Proposer.propose` gives it."""
+
+    def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
+        """Told after each verification of its drafts; `seq.tokens` already holds what was emitted."""
+
+    def finish(self, seq: Sequence) -> None:
+        """Told when a request ends, however it does."""
+
+    def check_integrity(self, request_ids: set[str]) -> None:
+        """Assert that nothing is held but for the requests with these ids."""
+
+
 class Drafter:
-    """Guards the engine against its proposer, and tells whoever chooses draft lengths what steps cost.
+    """Guards the engine against its proposers, and tells whoever chooses draft lengths what steps cost.
 
     Args:
-        proposer: Source of drafts.
+        proposer: Asked for each request first.
         max_draft_tokens: Longest draft for one request and step.
         vocab_size: V; a token outside ends the draft.
-        length: Chooses lengths for the proposer, if something does.
+        length: Chooses lengths for the proposers, if something does.
+        batch_proposer: Asked for those that `proposer` has no draft for.
     """
 
-    __slots__ = ("_length", "_max_draft_tokens", "_proposer", "_vocab_size", "source")
+    __slots__ = ("_batch_proposer", "_length", "_max_draft_tokens", "_proposer", "_vocab_size")
 
     def __init__(
-        self, proposer: Proposer, max_draft_tokens: int, vocab_size: int, length: DraftLength | None = None
+        self,
+        proposer: Proposer | None,
+        max_draft_tokens: int,
+        vocab_size: int,
+        length: DraftLength | None = None,
+        batch_proposer: BatchProposer | None = None,
     ) -> None:
         self._proposer = proposer
+        self._batch_proposer = batch_proposer
         self._max_draft_tokens = max_draft_tokens
         self._vocab_size = vocab_size
         self._length = length
-        self.source = proposer.source
 
     def begin_step(self, num_rows: int, num_tokens: int) -> None:
         """A step holds `num_rows` rows so far, which will give `num_tokens` tokens."""
@@ -61,44 +90,101 @@ class Drafter:
         if self._length is not None:
             self._length.end_step(num_rows, seconds)
 
-    def propose(self, seq: Sequence, max_tokens: int) -> list[int]:
-        """A draft for `seq` that fits `max_tokens` and its own output limit."""
-        room = seq.max_total_tokens - len(seq.tokens) - 1  # a draft is always followed by one drawn token
-        limit = min(max_tokens, self._max_draft_tokens, room)
-        if limit < 1 or not seq.request.speculate:
-            return []
-        try:
-            drafts = self._proposer.propose(seq, limit)[:limit]
-        except Exception:
-            _log.exception("the proposer failed; request %s goes on without a draft", seq.request_id)
-            return []
-        for i, token in enumerate(drafts):
-            if not 0 <= token < self._vocab_size:
-                return drafts[:i]
+    def propose(self, decoding: list[Sequence], spare: int) -> list[list[int]]:
+        """Drafts for `decoding`, at most `spare` tokens together, each within its request's own output limit."""
+        drafts: list[list[int]] = []
+        for index, seq in enumerate(decoding):
+            limit = self._limit(seq, -(-spare // (len(decoding) - index)))
+            draft = self._propose_one(seq, limit) if limit > 0 and self._proposer is not None else []
+            spare -= len(draft)
+            drafts.append(draft)
+        if self._batch_proposer is not None and spare:
+            self._propose_together(self._batch_proposer, decoding, drafts, spare)
         return drafts
 
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
-        """Pass the result of one verification on."""
-        try:
-            self._proposer.observe(seq, num_drafted, num_accepted)
-        except Exception:
-            _log.exception("the proposer failed to note a result of request %s", seq.request_id)
+        """Pass the result of one verification on to the draft's source."""
+        for proposer in (self._proposer, self._batch_proposer):
+            if proposer is not None and proposer.source == seq.draft_source:
+                try:
+                    proposer.observe(seq, num_drafted, num_accepted)
+                except Exception:
+                    _log.exception("the proposer failed to note a result of request %s", seq.request_id)
 
     def finish(self, seq: Sequence) -> None:
         """Pass the end of a request on."""
-        if seq.request.speculate:
-            try:
-                self._proposer.finish(seq)
-            except Exception:
-                _log.exception("the proposer failed to note the end of request %s", seq.request_id)
+        for proposer in (self._proposer, self._batch_proposer):
+            if proposer is not None and seq.request.speculate:
+                try:
+                    proposer.finish(seq)
+                except Exception:
+                    _log.exception("the proposer failed to note the end of request %s", seq.request_id)
+
+    def check_integrity(self, request_ids: set[str]) -> None:
+        """Assert that no proposer holds anything but for the requests with these ids."""
+        if self._batch_proposer is not None:
+            self._batch_proposer.check_integrity(request_ids)
+
+    def _limit(self, seq: Sequence, share: int) -> int:
+        """Draft tokens that `seq` may have: a draft is always followed by one drawn token."""
+        room = seq.max_total_tokens - len(seq.tokens) - 1
+        return min(share, self._max_draft_tokens, room) if seq.request.speculate else 0
+
+    def _propose_one(self, seq: Sequence, limit: int) -> list[int]:
+        assert self._proposer is not None
+        try:
+            draft = self._proposer.propose(seq, limit)
+        except Exception:
+            _log.exception("the proposer failed; request %s goes on without a draft", seq.request_id)
+            return []
+        seq.draft_source = self._proposer.source
+        return self._checked(draft, limit)
+
+    def _propose_together(
+        self, proposer: BatchProposer, decoding: list[Sequence], drafts: list[list[int]], spare: int
+    ) -> None:
+        """Fill in drafts where `drafts` has none."""
+        missing = [i for i, draft in enumerate(drafts) if not draft]
+        share = max(1, spare // max(1, len(missing)))
+        limits = [(i, self._limit(decoding[i], share)) for i in missing[:spare]]
+        asked = [(i, limit) for i, limit in limits if limit > 0]
+        if not asked:
+            return
+        try:
+            proposed = proposer.propose([(decoding[i], limit) for i, limit in asked])
+        except Exception:
+            _log.exception("the draft model failed; the step goes on without its drafts")
+            return
+        for (i, limit), draft in zip(asked, proposed, strict=True):
+            decoding[i].draft_source = proposer.source
+            drafts[i] = self._checked(draft, limit)
+
+    def _checked(self, draft: list[int], limit: int) -> list[int]:
+        for i, token in enumerate(draft[:limit]):
+            if not 0 <= token < self._vocab_size:
+                return draft[:i]
+        return draft[:limit]
 
 
-def make_drafter(config: SpeculativeConfig | None, proposer: Proposer | None, vocab_size: int) -> Drafter | None:
-    """The drafter for an engine: for `proposer` if one is given, for lookup if `config` asks for it, or none."""
+def make_drafter(
+    config: SpeculativeConfig | None,
+    proposer: Proposer | None,
+    vocab_size: int,
+    make_draft_model: Callable[[DraftLength], BatchProposer] | None = None,
+) -> Drafter | None:
+    """The drafter for an engine, or None.
+
+    Args:
+        config: Limits, and whether there are lookup drafts; no drafts at all if None and no proposer is given.
+        proposer: Used instead of lookup drafts.
+        vocab_size: V.
+        make_draft_model: Makes the proposer for a draft model, given what knows the cost of steps.
+    """
     limits = config or SpeculativeConfig()
-    if proposer is not None:
-        return Drafter(proposer, limits.max_draft_tokens, vocab_size)
-    if config is None or not config.lookup:
-        return None
-    length = DraftLength(config.max_draft_tokens)
-    return Drafter(LookupProposer(length), config.max_draft_tokens, vocab_size, length)
+    length = DraftLength(limits.max_draft_tokens)
+    together = make_draft_model(length) if make_draft_model is not None and config is not None else None
+    if proposer is None and config is not None and config.lookup:
+        proposer = LookupProposer(length, min_acceptance=_SURE_LOOKUP if together is not None else 0.0)
+    elif together is None:
+        return None if proposer is None else Drafter(proposer, limits.max_draft_tokens, vocab_size)
+    return Drafter(proposer, limits.max_draft_tokens, vocab_size, length, together)

@@ -21,9 +21,9 @@ class EngineStats:
     num_cached_tokens: int = 0
     """Those of them found in the prefix cache."""
     num_generated_tokens: int = 0
-    drafted_tokens: Counter[str] = field(default_factory=Counter)
-    """By source of the draft."""
-    accepted_tokens: Counter[str] = field(default_factory=Counter)
+    drafted_tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By source of the draft and tenant."""
+    accepted_tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
     num_preemptions: int = 0
     finished: Counter[FinishReason] = field(default_factory=lambda: Counter(dict.fromkeys(FinishReason, 0)))
     """Requests ended, by reason."""
@@ -49,6 +49,19 @@ class EngineStats:
     def num_accepted_tokens(self) -> int:
         """Drafted tokens that became output."""
         return self.accepted_tokens.total()
+
+    def count_drafts(self, source: str, tenant_id: str, num_drafted: int, num_accepted: int) -> None:
+        """Count one draft that was verified."""
+        self.drafted_tokens[source, tenant_id] += num_drafted
+        self.accepted_tokens[source, tenant_id] += num_accepted
+
+    def drafted_by(self, source: str) -> int:
+        """Drafted tokens of one source."""
+        return sum(count for (of, _), count in self.drafted_tokens.items() if of == source)
+
+    def accepted_by(self, source: str) -> int:
+        """Drafted tokens of one source that became output."""
+        return sum(count for (of, _), count in self.accepted_tokens.items() if of == source)
 
     @property
     def step_seconds(self) -> float:

@@ -123,7 +123,7 @@ class NativeExecutor:
     ) -> None:
         self.vocab_size = vocab_size
         self.num_kv_blocks = num_kv_blocks
-        self._program = _cpu.Program(
+        self._program: _cpu.Program = _cpu.Program(
             num_threads=num_threads,
             max_tokens=max_batch_tokens,
             max_logit_rows=max_batch_tokens,
@@ -143,7 +143,7 @@ class NativeExecutor:
             for name in shared:
                 builder.matrices[name] = self._program.share_matrix(beside._program, beside._matrices[name])
         builder.build()
-        self._matrices = builder.matrices
+        self._matrices: dict[str, int] = builder.matrices
         self._lora_sites = builder.lora_sites
         self._logits: Float32Array = self._program.logits_buffer()
         self.sampler = NativeSampler(self._program)

@@ -14,6 +14,7 @@ from realm.gguf.reader import GGUFFile
 from realm.kernels.ops import Executor
 from realm.models.config import ModelSpec, read_spec
 from realm.models.decoder import decode
+from realm.models.draft import DraftModel, read_draft
 from realm.models.weights import Weights, dequantize_tensor, load_weights, rope_factors
 
 Device = Literal["cpu", "reference"]
@@ -64,6 +65,34 @@ def load_model(
         return LoadedModel(spec, executor, file.metadata, file.fingerprint, max_seq_len)
 
 
+def load_draft(
+    path: str | Path,
+    target_path: str | Path,
+    target: LoadedModel,
+    config: EngineConfig,
+    device: Device = "cpu",
+    progress: Progress | None = None,
+) -> DraftModel:
+    """Open a draft for a loaded model: any GGUF file of the same vocabulary, or a draft file made for it.
+
+    On the CPU it computes with the target's threads and, if it is a draft file, with the target's embedding and head.
+
+    Raises:
+        ModelFileError: as `load_model`; code `draft_mismatch` if it can't draft for this model.
+    """
+    with GGUFFile.open(path) as file, GGUFFile.open(target_path) as target_file:
+        draft = read_draft(file, target_file)
+        num_kv_blocks = target.executor.num_kv_blocks
+        weights, spec = draft.weights, draft.spec
+        if device == "cpu":
+            executor = _native_executor(
+                weights, spec, config, num_kv_blocks, target.max_seq_len, progress, target.executor, draft.shared
+            )
+        else:
+            executor = _reference_executor(weights, spec, config, num_kv_blocks)
+        return DraftModel(executor, draft.token_ids, Path(path).name)
+
+
 def _max_seq_len(config: EngineConfig, spec: ModelSpec) -> int:
     limit = spec.context_length_tokens
     if config.max_seq_len is None:
@@ -92,6 +121,8 @@ def _native_executor(
     num_kv_blocks: int,
     max_seq_len: int,
     progress: Progress | None,
+    beside: Executor | None = None,
+    shared: frozenset[str] = frozenset(),
 ) -> Executor:
     # Reading a file's metadata must work where the native module was not built.
     from realm.kernels.cpu import NativeExecutor
@@ -105,6 +136,8 @@ def _native_executor(
         max_batch_tokens=config.max_batch_tokens,
         max_positions=max_seq_len,
         num_threads=config.num_threads,
+        beside=beside if isinstance(beside, NativeExecutor) else None,
+        shared=shared,
         progress=progress,
     )
 

@@ -54,14 +54,21 @@ def load_weights(file: GGUFFile, spec: ModelSpec) -> Weights:
     head = Linear((embedding,), (gather.optional_vector(names.OUTPUT, "bias", vocab),))
     if gather.has(names.OUTPUT):
         head = gather.linear((names.OUTPUT, vocab), num_cols=hidden)
-    weights = Weights(
-        embedding=embedding,
-        layers=tuple(_layer(gather, spec, layer) for layer in range(spec.num_layers)),
-        output_norm=gather.vector(names.OUTPUT_NORM, hidden),
-        head=head,
-    )
+    layers, output_norm = _blocks(gather, spec)
     gather.check_all_used(spec)
-    return weights
+    return Weights(embedding, layers, output_norm, head)
+
+
+def load_blocks(file: GGUFFile, spec: ModelSpec) -> tuple[tuple[LayerWeights, ...], Float32Array]:
+    """(blocks, last norm [C]) of a file that holds nothing else.
+
+    Raises:
+        ModelFileError: as `load_weights`.
+    """
+    gather = _Gatherer(file)
+    blocks = _blocks(gather, spec)
+    gather.check_all_used(spec)
+    return blocks
 
 
 def rope_factors(file: GGUFFile) -> Float32Array | None:
@@ -73,6 +80,11 @@ def rope_factors(file: GGUFFile) -> Float32Array | None:
 def dequantize_tensor(tensor: QuantTensor) -> Float32Array:
     """All values of a matrix as float32 [N, K]."""
     return dequantize(tensor.data, tensor.quant_type, tensor.num_cols)
+
+
+def _blocks(gather: _Gatherer, spec: ModelSpec) -> tuple[tuple[LayerWeights, ...], Float32Array]:
+    layers = tuple(_layer(gather, spec, layer) for layer in range(spec.num_layers))
+    return layers, gather.vector(names.OUTPUT_NORM, spec.hidden_size)
 
 
 def _layer(gather: _Gatherer, spec: ModelSpec, layer: int) -> LayerWeights:

@@ -355,7 +355,7 @@ def test_lookup_is_on_when_the_config_asks_and_is_invisible():
         right = alone(request)
         result = driver.results[request.request_id]
         assert (result.token_ids, result.logprobs) == (right.token_ids, right.logprobs)
-    assert driver.engine.stats().drafted_tokens["lookup"] > 0
+    assert driver.engine.stats().drafted_by("lookup") > 0
     off = EngineConfig(kv_block_tokens=16, speculative=SpeculativeConfig(lookup=False), num_threads=1)
     assert run(*requests, config=off).engine.stats().num_drafted_tokens == 0
 
