@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-COMMANDS = ("pull", "run", "serve", "bench", "info", "models")
+COMMANDS = ("pull", "run", "serve", "bench", "info", "models", "adapters")
 CLI_HEAD = """# Command line
 
     realm run smollm2-135m "What is the capital of France?"

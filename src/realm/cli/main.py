@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from realm.cli import bench, info, models, pull, run, serve
+from realm.cli import adapters, bench, info, models, pull, run, serve
 from realm.core.errors import RealmError
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command()(serve.serve)
 app.command()(bench.bench)
 app.command()(info.info)
 app.command()(models.models)
+app.add_typer(adapters.app, name="adapters")
 
 
 def main() -> None:

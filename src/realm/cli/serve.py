@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, cast
 
 import typer
@@ -36,6 +37,16 @@ def serve(
         list[str] | None,
         typer.Option(help="Key that may use /v1; repeat for more. Without one, anyone may.", envvar="REALM_API_KEY"),
     ] = None,
+    tenants: Annotated[
+        Path | None, typer.Option(help="TOML file of tenants, the SHA-256 of their keys, and their adapters.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA adapter to load, as NAME=PATH; requests name it as MODEL:NAME. Repeatable."),
+    ] = None,
+    adapter_cache_bytes: Annotated[
+        int, typer.Option(help="Memory for adapters that are ready; more of them than fit take turns.")
+    ] = ENGINE.adapter_cache_bytes,
     max_batch_size: MaxBatchSize = ENGINE.max_batch_size,
     max_seq_len: MaxSeqLen = ENGINE.max_seq_len,
     max_batch_tokens: MaxBatchTokens = ENGINE.max_batch_tokens,
@@ -60,6 +71,8 @@ def serve(
     """Serve a model over HTTP until stopped; prints one line when it is ready."""
     from realm.cli.progress import fetch_model
     from realm.core.config import EngineConfig, ModelConfig
+    from realm.core.errors import InvalidRequest
+    from realm.lora.adapter import LoRAWeights
     from realm.runtime.catalogue import CATALOGUE
     from realm.runtime.manager import RuntimeManager
     from realm.server.run import serve as serve_http
@@ -73,11 +86,13 @@ def serve(
         prefix_cache=prefix_cache,
         max_queued=max_queued,
         num_threads=threads,
+        adapter_cache_bytes=adapter_cache_bytes,
     )
     server = ServerConfig(
         host=host,
         port=port,
         api_keys=tuple(api_key or ()),
+        tenants=tenants,
         cors_origins=tuple(cors_origin or ()),
         max_body_bytes=max_body_bytes,
         request_timeout=request_timeout,
@@ -88,4 +103,9 @@ def serve(
     name = model_id or (model if model in CATALOGUE else path.stem)
     runtime = RuntimeManager(engine, device=device)
     runtime.set_default_model(ModelConfig(path, name))
+    for given in adapter or ():
+        adapter_id, separator, adapter_path = given.partition("=")
+        if not separator:
+            raise InvalidRequest(f"--adapter takes NAME=PATH, got {given!r}", param="adapter")
+        runtime.load_lora_adapter(LoRAWeights.load(adapter_path, adapter_id))
     serve_http(runtime, server)

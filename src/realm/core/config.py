@@ -42,6 +42,16 @@ class ModelConfig:
     draft_model_id: str | None = None
 
 
+_POSITIVE = (
+    "max_batch_size",
+    "max_batch_tokens",
+    "kv_block_tokens",
+    "max_queued",
+    "num_threads",
+    "adapter_cache_bytes",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Limits of one engine.
@@ -70,7 +80,7 @@ class EngineConfig:
     speculative: SpeculativeConfig | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_batch_tokens", "kv_block_tokens", "max_queued", "num_threads"):
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
         if self.kv_block_tokens % 16:
