@@ -35,7 +35,17 @@ def _free_port() -> int:
 
 def _command(server: str, args: argparse.Namespace, port: int) -> list[str]:
     if server == "realm":
-        command = [sys.executable, "-m", "realm.cli", "serve", str(args.model), "--threads", str(args.threads)]
+        command = [
+            sys.executable,
+            "-m",
+            "realm.cli",
+            "serve",
+            str(args.model),
+            "--threads",
+            str(args.threads),
+            "--speculate",
+            "off",
+        ]
         return [*command, "--port", str(port), "--log-level", "warning"]
     binary = str(args.peers_dir / "llama-build" / "bin" / "llama-server")
     threads = str(args.threads)

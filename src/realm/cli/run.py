@@ -9,12 +9,18 @@ import typer
 
 from realm.cli.options import (
     ENGINE,
+    SPECULATIVE,
     DeviceOption,
+    DraftOption,
     KVTypeOption,
+    MaxDraftTokens,
     MaxSeqLen,
     Model,
+    SpeculateOption,
     Threads,
+    speculation,
 )
+from realm.core.config import AUTO_DRAFT
 from realm.core.errors import RealmError
 
 if TYPE_CHECKING:
@@ -42,6 +48,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Draw the same again.  [default: random]")] = None,
     max_seq_len: MaxSeqLen = ENGINE.max_seq_len,
     kv_type: KVTypeOption = ENGINE.kv_type,
+    speculate: SpeculateOption = "auto",
+    draft: DraftOption = AUTO_DRAFT,
+    max_draft_tokens: MaxDraftTokens = SPECULATIVE.max_draft_tokens,
     threads: Threads = ENGINE.num_threads,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -51,6 +60,7 @@ def run(
 
     if prompt == "-":
         prompt = sys.stdin.read()
+    speculative, draft_path = speculation(speculate, draft, max_draft_tokens)
     path = fetch_model(model)
     options: Options = {
         "max_tokens": max_tokens,
@@ -60,7 +70,14 @@ def run(
         "seed": seed,
     }
     with load(
-        path, device=device, max_batch_size=1, max_seq_len=max_seq_len, kv_type=kv_type, num_threads=threads
+        path,
+        draft=draft_path,
+        device=device,
+        max_batch_size=1,
+        max_seq_len=max_seq_len,
+        kv_type=kv_type,
+        num_threads=threads,
+        speculative=speculative,
     ) as loaded:
         raw = raw or not loaded.has_chat_template
         if prompt is None:

@@ -9,17 +9,23 @@ import typer
 
 from realm.cli.options import (
     ENGINE,
+    SPECULATIVE,
     DeviceOption,
+    DraftOption,
     KVCacheTokens,
     KVTypeOption,
     MaxBatchSize,
     MaxBatchTokens,
+    MaxDraftTokens,
     MaxQueued,
     MaxSeqLen,
     Model,
     PrefixCache,
+    SpeculateOption,
     Threads,
+    speculation,
 )
+from realm.core.config import AUTO_DRAFT
 from realm.server.config import ServerConfig
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
@@ -54,6 +60,12 @@ def serve(
     kv_type: KVTypeOption = ENGINE.kv_type,
     prefix_cache: PrefixCache = ENGINE.prefix_cache,
     max_queued: MaxQueued = ENGINE.max_queued,
+    speculate: SpeculateOption = "auto",
+    draft: DraftOption = AUTO_DRAFT,
+    max_draft_tokens: MaxDraftTokens = SPECULATIVE.max_draft_tokens,
+    lookup_history: Annotated[
+        bool, typer.Option(help="Guess from a tenant's finished requests too; keeps their tokens in memory.")
+    ] = SPECULATIVE.lookup_history,
     threads: Threads = ENGINE.num_threads,
     device: DeviceOption = "cpu",
     cors_origin: Annotated[
@@ -77,6 +89,7 @@ def serve(
     from realm.runtime.manager import RuntimeManager
     from realm.server.run import serve as serve_http
 
+    speculative, draft_path = speculation(speculate, draft, max_draft_tokens, lookup_history)
     engine = EngineConfig(
         max_batch_size=max_batch_size,
         max_seq_len=max_seq_len,
@@ -87,6 +100,7 @@ def serve(
         max_queued=max_queued,
         num_threads=threads,
         adapter_cache_bytes=adapter_cache_bytes,
+        speculative=speculative,
     )
     server = ServerConfig(
         host=host,
@@ -102,7 +116,7 @@ def serve(
     path = fetch_model(model)
     name = model_id or (model if model in CATALOGUE else path.stem)
     runtime = RuntimeManager(engine, device=device)
-    runtime.set_default_model(ModelConfig(path, name))
+    runtime.set_default_model(ModelConfig(path, name, draft_path))
     for given in adapter or ():
         adapter_id, separator, adapter_path = given.partition("=")
         if not separator:

@@ -18,18 +18,43 @@ class KVType(StrEnum):
     F32 = "f32"
 
 
+MAX_DRAFT_TOKENS = 64
+
+
 def default_threads() -> int:
     """CPUs this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+AUTO_DRAFT = "auto"
+"""As `ModelConfig.draft_model_path`: the draft that Realm ships for the model, if it ships one."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpeculativeConfig:
-    """Drafting. `draft_k` is the draft length tried first; `max_draft_tokens` bounds the adaptive length."""
+    """How tokens are guessed ahead. Guesses are verified: they change how soon an output comes, never what it is.
+
+    Raises:
+        InvalidRequest: a value out of range, naming the field.
+    """
 
     draft_k: int = 4
+    """Longest draft for a request until one was verified, whatever it is; then its length follows what pays."""
     max_draft_tokens: int = 16
+    """Longest draft for one request and step."""
     lookup: bool = True
+    """Guess what followed the last time that the request's latest tokens occurred."""
+    lookup_history: bool = False
+    """Look into finished requests of the same cache domain too, which keeps their tokens in memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("draft_k", "max_draft_tokens"):
+            if not 1 <= getattr(self, name) <= MAX_DRAFT_TOKENS:
+                raise InvalidRequest(
+                    f"{name} must be between 1 and {MAX_DRAFT_TOKENS}, got {getattr(self, name)}", param=name
+                )
+        if self.lookup_history and not self.lookup:
+            raise InvalidRequest("lookup_history needs lookup", param="lookup_history")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +64,14 @@ class ModelConfig:
     model_path: str | Path
     model_id: str = ""
     draft_model_path: str | Path | None = None
+    """A draft model: a GGUF file with the same vocabulary, a draft file made for the model, or ``auto``. Used also
+    where the engine's configuration says nothing of speculation."""
     draft_model_id: str | None = None
+    """What metrics call the draft model; its file's name if None."""
+
+    def __post_init__(self) -> None:
+        if self.draft_model_id is not None and self.draft_model_path is None:
+            raise InvalidRequest("draft_model_id needs a draft_model_path", param="draft_model_id")
 
 
 _POSITIVE = (
@@ -78,6 +110,7 @@ class EngineConfig:
     adapter_cache_bytes: int = 512 << 20
     """Memory for LoRA adapters that are ready to compute with; more of them than fit is normal."""
     speculative: SpeculativeConfig | None = None
+    """No drafts if None, unless the model is loaded with a draft model."""
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:

@@ -120,6 +120,9 @@ class Request:
     deadline: float | None = None
     """Seconds on the engine's clock (monotonic); None: no deadline."""
     speculate: bool = True
+    """Whether drafts may be made for it, if the engine makes any."""
+    max_draft_tokens: int | None = None
+    """Its longest draft, where that is shorter than the engine's."""
 
 
 @dataclass(frozen=True, slots=True)

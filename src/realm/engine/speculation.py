@@ -8,7 +8,7 @@ from typing import Protocol
 
 from realm.core.config import SpeculativeConfig
 from realm.engine.adaptive import DraftLength
-from realm.engine.lookup import LookupProposer
+from realm.engine.lookup import LookupHistory, LookupProposer
 from realm.engine.sequence import Sequence
 
 _log = logging.getLogger(__name__)
@@ -58,25 +58,25 @@ class Drafter:
 
     Args:
         proposer: Asked for each request first.
-        max_draft_tokens: Longest draft for one request and step.
+        config: The longest drafts for one request and step.
         vocab_size: V; a token outside ends the draft.
         length: Chooses lengths for the proposers, if something does.
         batch_proposer: Asked for those that `proposer` has no draft for.
     """
 
-    __slots__ = ("_batch_proposer", "_length", "_max_draft_tokens", "_proposer", "_vocab_size")
+    __slots__ = ("_batch_proposer", "_config", "_length", "_proposer", "_vocab_size")
 
     def __init__(
         self,
         proposer: Proposer | None,
-        max_draft_tokens: int,
+        config: SpeculativeConfig,
         vocab_size: int,
         length: DraftLength | None = None,
         batch_proposer: BatchProposer | None = None,
     ) -> None:
         self._proposer = proposer
         self._batch_proposer = batch_proposer
-        self._max_draft_tokens = max_draft_tokens
+        self._config = config
         self._vocab_size = vocab_size
         self._length = length
 
@@ -127,8 +127,13 @@ class Drafter:
 
     def _limit(self, seq: Sequence, share: int) -> int:
         """Draft tokens that `seq` may have: a draft is always followed by one drawn token."""
-        room = seq.max_total_tokens - len(seq.tokens) - 1
-        return min(share, self._max_draft_tokens, room) if seq.request.speculate else 0
+        request, config = seq.request, self._config
+        if not request.speculate:
+            return 0
+        limit = config.max_draft_tokens if seq.num_drafted else min(config.draft_k, config.max_draft_tokens)
+        if request.max_draft_tokens is not None:
+            limit = min(limit, request.max_draft_tokens)
+        return min(share, limit, seq.max_total_tokens - len(seq.tokens) - 1)
 
     def _propose_one(self, seq: Sequence, limit: int) -> list[int]:
         assert self._proposer is not None
@@ -184,7 +189,8 @@ def make_drafter(
     length = DraftLength(limits.max_draft_tokens)
     together = make_draft_model(length) if make_draft_model is not None and config is not None else None
     if proposer is None and config is not None and config.lookup:
-        proposer = LookupProposer(length, min_acceptance=_SURE_LOOKUP if together is not None else 0.0)
+        history = LookupHistory() if config.lookup_history else None
+        proposer = LookupProposer(length, history, _SURE_LOOKUP if together is not None else 0.0)
     elif together is None:
-        return None if proposer is None else Drafter(proposer, limits.max_draft_tokens, vocab_size)
-    return Drafter(proposer, limits.max_draft_tokens, vocab_size, length, together)
+        return None if proposer is None else Drafter(proposer, limits, vocab_size)
+    return Drafter(proposer, limits, vocab_size, length, together)

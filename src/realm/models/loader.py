@@ -72,10 +72,12 @@ def load_draft(
     config: EngineConfig,
     device: Device = "cpu",
     progress: Progress | None = None,
+    name: str | None = None,
 ) -> DraftModel:
     """Open a draft for a loaded model: any GGUF file of the same vocabulary, or a draft file made for it.
 
     On the CPU it computes with the target's threads and, if it is a draft file, with the target's embedding and head.
+    `name` is what to call it; its file's name if None.
 
     Raises:
         ModelFileError: as `load_model`; code `draft_mismatch` if it can't draft for this model.
@@ -90,7 +92,7 @@ def load_draft(
             )
         else:
             executor = _reference_executor(weights, spec, config, num_kv_blocks)
-        return DraftModel(executor, draft.token_ids, Path(path).name)
+        return DraftModel(executor, draft.token_ids, name or Path(path).stem)
 
 
 def _max_seq_len(config: EngineConfig, spec: ModelSpec) -> int:

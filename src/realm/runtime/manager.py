@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from realm.core.config import EngineConfig, ModelConfig
-from realm.core.errors import InvalidRequest, NotFound, UnsupportedParameter
+from realm.core.config import AUTO_DRAFT, EngineConfig, ModelConfig
+from realm.core.errors import InvalidRequest, NotFound
 from realm.core.types import AdapterRef
 from realm.engine.engine import Engine
 from realm.gguf.reader import GGUFFile
@@ -23,6 +23,7 @@ from realm.models.loader import load_model as load_executor
 from realm.runtime.adapters import AdapterRegistry
 from realm.runtime.catalogue import CATALOGUE, local_path
 from realm.runtime.download import ensure_model
+from realm.runtime.drafts import load_draft_model
 from realm.runtime.generation import Completion, Generation
 from realm.runtime.loop import EngineLoop
 from realm.runtime.model import Model, Options
@@ -76,7 +77,6 @@ class RuntimeManager:
 
         Raises:
             NotFound: there is no such file.
-            UnsupportedParameter: something in `config` that this build does not do.
         """
         with self._lock:
             self._default_id = self._register(config)
@@ -227,13 +227,17 @@ class RuntimeManager:
         return options if chosen is None or "adapter" in options else {**options, "adapter": chosen}
 
     def _register(self, config: ModelConfig) -> str:
-        if config.draft_model_path is not None:
-            raise UnsupportedParameter("draft models are not supported", param="draft_model_path")
         local_path(config.model_path)  # a wrong name is told now, not at the first call
+        if config.draft_model_path not in (None, AUTO_DRAFT):
+            local_path(config.draft_model_path)
         model_id = config.model_id or _default_id(config.model_path)
         known = self._configs.setdefault(model_id, replace(config, model_id=model_id))
         if known.model_path != config.model_path:
             raise InvalidRequest(f"model id {model_id!r} is taken by {known.model_path}", param="model_id")
+        if config.draft_model_path not in (None, known.draft_model_path):
+            raise InvalidRequest(
+                f"model {model_id!r} was set with draft {known.draft_model_path}", param="draft_model_path"
+            )
         return model_id
 
     def _assemble(self, model_id: str, config: ModelConfig) -> Model:
@@ -242,10 +246,11 @@ class RuntimeManager:
         loaded = self._loader(path, self.config, self.device)
         tokenizer = load_tokenizer(loaded.metadata)
         template = load_chat_template(loaded.metadata, tokenizer, self._chat_template)
-        limits = replace(self.config, max_seq_len=loaded.max_seq_len)
+        speculative, draft = load_draft_model(config, self.config, path, loaded, self.device)
+        limits = replace(self.config, max_seq_len=loaded.max_seq_len, speculative=speculative)
         registry = AdapterRegistry(lambda: _read_base(path))
         pool = AdapterPool(loaded.executor, registry.weights_of, limits.adapter_cache_bytes)
-        engine = Engine(loaded.executor, limits, tokenizer.end_ids, adapters=pool)
+        engine = Engine(loaded.executor, limits, tokenizer.end_ids, adapters=pool, draft=draft)
         loop = EngineLoop(engine, name=f"realm-{model_id}")
         pool.on_ready = loop.wake
         return Model(
@@ -253,12 +258,17 @@ class RuntimeManager:
             loop,
             tokenizer,
             template,
-            Limits(engine.max_seq_len, limits.max_batch_size + limits.max_queued),
+            Limits(
+                engine.max_seq_len,
+                limits.max_batch_size + limits.max_queued,
+                0 if speculative is None else speculative.max_draft_tokens,
+            ),
             adapters=registry,
             adapter_pool=pool,
             fingerprint=loaded.fingerprint,
             kv_format=limits.kv_type.value,
             created=int(time.time()),
+            draft_model_id=None if draft is None else draft.name,
         )
 
 

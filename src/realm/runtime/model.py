@@ -16,7 +16,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 """A text, its token ids, or the messages of a chat."""
 
 
-_NOT_SAMPLING: tuple[str, ...] = ("timeout", "seed", "tenant", "adapter")
+_NOT_SAMPLING: tuple[str, ...] = ("timeout", "seed", "tenant", "adapter", "speculate", "max_draft_tokens")
 
 
 class Options(TypedDict, total=False):
@@ -43,6 +43,10 @@ class Options(TypedDict, total=False):
     """On whose behalf; tenants share no cached prefix."""
     adapter: str | None
     """Name of a loaded LoRA adapter."""
+    speculate: bool | None
+    """Whether tokens may be guessed ahead, which never changes the output; if None, when the model does so."""
+    max_draft_tokens: int | None
+    """Longest guess, where that is shorter than the model's."""
 
 
 class Model(ServedModel):

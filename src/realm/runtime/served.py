@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from realm.core.domain import cache_domain
-from realm.core.errors import ContextLengthExceeded, InvalidRequest
+from realm.core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from realm.core.types import MAX_SEED, Request, SamplingParams
 from realm.lora.pool import AdapterPool
 from realm.runtime.adapters import Adapter, AdapterRegistry
@@ -38,6 +38,8 @@ class Limits:
     """Tokens of prompt plus output."""
     max_requests: int
     """Places in the batch and in the queue together."""
+    max_draft_tokens: int = 0
+    """Longest draft; 0 if the model doesn't speculate."""
 
 
 class ServedModel:
@@ -54,6 +56,7 @@ class ServedModel:
         fingerprint: Hex SHA-256 of the weights.
         kv_format: Part of the cache domain.
         created: When it was loaded, in Unix seconds.
+        draft_model_id: Name of its draft model, if it has one.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class ServedModel:
         fingerprint: str,
         kv_format: str,
         created: int,
+        draft_model_id: str | None = None,
     ) -> None:
         self.model_id = model_id
         self.loop = loop
@@ -77,6 +81,7 @@ class ServedModel:
         self.limits = limits
         self.fingerprint = fingerprint
         self.created = created
+        self.draft_model_id = draft_model_id
         self.adapters = adapters
         self.adapter_pool = adapter_pool
         self._kv_format = kv_format
@@ -85,6 +90,11 @@ class ServedModel:
     def has_chat_template(self) -> bool:
         """Whether `encode_chat` can work: base models have no template."""
         return self._template.source is not None
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """Chats to text."""
+        return self._template
 
     def encode(self, prompt: Prompt, *, add_special: bool = True) -> tuple[int, ...]:
         """A prompt as token ids.
@@ -137,6 +147,8 @@ class ServedModel:
         stream: bool = True,
         tenant: str = DEFAULT_TENANT,
         adapter: str | None = None,
+        speculate: bool | None = None,
+        max_draft_tokens: int | None = None,
     ) -> list[str]:
         """Hand `n` choices of each prompt to the engine; their events go to `consumer`, prompt by prompt.
 
@@ -150,6 +162,8 @@ class ServedModel:
             stream: An event for each step, rather than one at the end.
             tenant: On whose behalf; tenants share no cached prefix.
             adapter: Name of a loaded LoRA adapter; None for the base model.
+            speculate: Whether tokens may be guessed ahead; None: if the model does so.
+            max_draft_tokens: Longest draft, where that is shorter than the model's.
 
         Returns:
             The request ids, one for each choice.
@@ -158,6 +172,7 @@ class ServedModel:
             InvalidRequest: something in `params` that this model can't do, or more choices than the server has places.
             ContextLengthExceeded: prompt plus `max_tokens` is more than the context.
             NotFound: no such adapter.
+            UnsupportedParameter: `speculate` is asked for, and the model doesn't.
             Unavailable: the model is going away.
         """
         if n < 1:
@@ -167,6 +182,12 @@ class ServedModel:
                 f"{len(prompts)} prompts with n={n} are more than the server's {self.limits.max_requests} places",
                 param="n",
                 hint="send fewer at once",
+            )
+        if speculate and not self.limits.max_draft_tokens:
+            raise UnsupportedParameter(f"{self.model_id} is served without speculation", param="speculative")
+        if max_draft_tokens is not None and max_draft_tokens < 1:
+            raise InvalidRequest(
+                f"max_draft_tokens must be at least 1, got {max_draft_tokens}", param="max_draft_tokens"
             )
         self._check_tokens("stop_token_ids", params.stop_token_ids)
         self._check_tokens("logit_bias", tuple(params.logit_bias))
@@ -183,7 +204,17 @@ class ServedModel:
                 own = replace(params, max_tokens=room, seed=choice_seed(base_seed, choice))
                 index = len(tracks)
                 ref = chosen.ref if chosen else None
-                request = Request(f"{call_id}-{index}", prompt, own, domain, tenant, ref, deadline)
+                request = Request(
+                    f"{call_id}-{index}",
+                    prompt,
+                    own,
+                    domain,
+                    tenant,
+                    ref,
+                    deadline,
+                    speculate=speculate is not False,
+                    max_draft_tokens=max_draft_tokens,
+                )
                 text = TextStream(self.tokenizer, params.stop)
                 tracks.append(Track(request, index, text, consumer, stream=stream, arrived=arrived, adapter=chosen))
         self.loop.submit(tracks)

@@ -13,11 +13,18 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 
 from realm import __version__
-from realm.core.errors import NotFound
+from realm.core.errors import NotFound, UnsupportedParameter
 from realm.runtime.manager import RuntimeManager
 from realm.runtime.model import Model
 from realm.server.config import ServerConfig
-from realm.server.schemas import ChatRequest, CompletionRequest, ErrorBody, GenerationRequest, parse_json
+from realm.server.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    ErrorBody,
+    GenerationRequest,
+    SpeculativeOptions,
+    parse_json,
+)
 from realm.server.stream import streamed_answer, whole_answer
 from realm.server.tenancy import Tenant
 from realm.server.wire import Answer, ChatAnswer, CompletionAnswer
@@ -156,6 +163,7 @@ async def _answer(
         stream=stream,
         tenant=tenant.tenant_id,
         adapter=adapter,
+        **_speculation(tenant, body.speculative),
     )
     logger.debug(
         "%s: tenant=%s user=%r prompts=%d n=%d",
@@ -168,6 +176,21 @@ async def _answer(
     if stream:
         return await streamed_answer(request.receive, generation, answer, body.include_usage)
     return await whole_answer(request.receive, generation, answer)
+
+
+def _speculation(tenant: Tenant, wanted: SpeculativeOptions | None) -> dict[str, Any]:
+    """What the tenant's settings leave of what the request asks for, as `Model.open` takes it.
+
+    Raises:
+        UnsupportedParameter: it asks for drafts, and the tenant gets none.
+    """
+    if wanted is not None and wanted.enabled and not tenant.speculate:
+        raise UnsupportedParameter("speculation is off for this tenant", param="speculative")
+    if not tenant.speculate or (wanted is not None and not wanted.enabled):
+        return {"speculate": False}
+    own = None if wanted is None else wanted.max_draft_tokens
+    limits = [limit for limit in (tenant.max_draft_tokens, own) if limit is not None]
+    return {"speculate": None if wanted is None else True, "max_draft_tokens": min(limits, default=None)}
 
 
 def _answer_options(model: Model, body: GenerationRequest, logprobs: int | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from realm.core.config import MAX_DRAFT_TOKENS
 from realm.core.errors import InvalidRequest, UnsupportedParameter
 from realm.core.types import MAX_LOGPROBS, MAX_SEED, SamplingParams
 
@@ -84,6 +85,20 @@ class StreamOptions(StrictModel):
     include_obfuscation: Literal[False] = False
 
 
+class SpeculativeOptions(StrictModel):
+    """Whether and how far tokens are guessed ahead. The output is the same either way."""
+
+    enabled: bool = True
+    max_draft_tokens: Annotated[int, Field(ge=1, le=MAX_DRAFT_TOKENS)] | None = None
+    """Longest guess; the server's own limit if that is shorter."""
+
+    @model_validator(mode="after")
+    def _check_enabled(self) -> SpeculativeOptions:
+        if not self.enabled and self.max_draft_tokens is not None:
+            raise InvalidRequest("max_draft_tokens is only allowed when enabled is true", param="speculative")
+        return self
+
+
 class GenerationRequest(StrictModel):
     """What completions and chat completions share."""
 
@@ -107,6 +122,7 @@ class GenerationRequest(StrictModel):
     stream_options: StreamOptions | None = None
     timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
     """Seconds until the request is given up; the server's own limit if that is shorter."""
+    speculative: SpeculativeOptions | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
     """Goes to the request log."""
 

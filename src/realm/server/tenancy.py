@@ -7,6 +7,8 @@ pirate = "adapters/pirate"            # a PEFT directory or a GGUF adapter, rela
 keys = ["<SHA-256 of an API key, hex>"]
 adapters = ["pirate"]                 # may be named as model="base:pirate"
 adapter = "pirate"                    # what acme gets when it names none
+speculate = true                      # whether its tokens are guessed ahead, if the server does so
+max_draft_tokens = 8                  # and how far at most
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from realm.core.config import MAX_DRAFT_TOKENS
 from realm.core.errors import InvalidRequest, Unauthorized
 from realm.runtime.served import DEFAULT_TENANT
 
@@ -33,6 +36,10 @@ class Tenant:
     tenant_id: str
     adapters: frozenset[str] | None = None
     """Names of LoRA adapters that it may use; None: all of them."""
+    speculate: bool = True
+    """Whether its requests may be drafted for."""
+    max_draft_tokens: int | None = None
+    """Its longest drafts, where they are shorter than the server's."""
 
     def may_use(self, adapter: str) -> bool:
         """Whether it may name an adapter, or know that there is one."""
@@ -103,14 +110,14 @@ def _read(content: dict[str, Any], folder: Path) -> Tenancy:
         where = f"tenants.{tenant_id}"
         if not _TENANT_ID.fullmatch(tenant_id):
             raise InvalidRequest(f"{where}: a tenant's name is 1 to 128 letters, digits, '.', '_' or '-'")
-        _expect_keys(where, entry, {"keys", "adapters", "adapter"})
+        _expect_keys(where, entry, {"keys", "adapters", "adapter", "speculate", "max_draft_tokens"})
         default = _text(f"{where}.adapter", entry["adapter"]) if "adapter" in entry else None
         allowed = {*_texts(f"{where}.adapters", entry.get("adapters", [])), *([default] if default else [])}
         for name in sorted(allowed - adapters.keys()):
             raise InvalidRequest(f"{where} names the adapter {name!r}, which is not in [adapters]")
         if default:
             defaults[tenant_id] = default
-        tenant = Tenant(tenant_id, frozenset(allowed))
+        tenant = Tenant(tenant_id, frozenset(allowed), *_speculation(where, entry))
         for digest in _texts(f"{where}.keys", entry.get("keys", [])):
             if not _DIGEST.fullmatch(digest):
                 raise InvalidRequest(f"{where}.keys: a key is given by its SHA-256 in 64 lower-case hex digits")
@@ -119,6 +126,19 @@ def _read(content: dict[str, Any], folder: Path) -> Tenancy:
     if not keys:
         raise InvalidRequest("no tenant has a key, and so nobody could get in")
     return Tenancy(keys, defaults, adapters)
+
+
+def _speculation(where: str, entry: dict[str, Any]) -> tuple[bool, int | None]:
+    """`speculate` and `max_draft_tokens` of a tenant."""
+    speculate, limit = entry.get("speculate", True), entry.get("max_draft_tokens")
+    if not isinstance(speculate, bool):
+        raise InvalidRequest(f"{where}.speculate must be true or false")
+    if limit is not None:
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_DRAFT_TOKENS:
+            raise InvalidRequest(f"{where}.max_draft_tokens must be between 1 and {MAX_DRAFT_TOKENS}")
+        if not speculate:
+            raise InvalidRequest(f"{where}.max_draft_tokens contradicts speculate = false")
+    return speculate, limit
 
 
 def _expect_keys(where: str, table: Any, known: set[str]) -> None:

@@ -1,0 +1,86 @@
+"""Which draft model goes with a model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from realm.core.config import AUTO_DRAFT, EngineConfig, ModelConfig, SpeculativeConfig
+from realm.core.errors import InvalidRequest
+from realm.gguf.metadata import Metadata
+from realm.gguf.reader import GGUFFile
+from realm.models.draft import DraftModel, fits
+from realm.models.loader import Device, LoadedModel, load_draft
+from realm.runtime.download import ensure_model
+
+_SHIPPED = Path(__file__).parents[1] / "data"
+_log = logging.getLogger(__name__)
+
+
+def shipped_draft(path: Path, metadata: Metadata) -> Path | None:
+    """The draft file that Realm ships for the model at `path`, told by content; None if it ships none.
+
+    Args:
+        path: The model's file.
+        metadata: Its metadata: what they rule out is not worth opening the file again for.
+    """
+    architecture = metadata.get("general.architecture")
+    for candidate in sorted(_SHIPPED.glob("*.gguf")):
+        with GGUFFile.open(candidate) as draft:
+            size = f"{architecture}.embedding_length"
+            if draft.metadata.get("general.architecture") != architecture or draft.metadata.get(size) != metadata.get(
+                size
+            ):
+                continue
+            with GGUFFile.open(path) as target:
+                if fits(draft, target):
+                    return candidate
+    return None
+
+
+def find_draft(config: ModelConfig, path: Path, loaded: LoadedModel) -> Path | None:
+    """The file of the draft that `config` asks for, fetched if it is missing; None if there is none.
+
+    Raises:
+        NotFound: there is no such file.
+    """
+    if config.draft_model_path is None:
+        return None
+    if config.draft_model_path == AUTO_DRAFT:
+        return shipped_draft(path, loaded.metadata)
+    return ensure_model(config.draft_model_path)
+
+
+def load_draft_model(
+    config: ModelConfig, engine: EngineConfig, path: Path, loaded: LoadedModel, device: Device
+) -> tuple[SpeculativeConfig | None, DraftModel | None]:
+    """How the model's engine guesses, and with what.
+
+    Args:
+        config: What was asked for.
+        engine: Limits of the engine.
+        path: The model's file.
+        loaded: The model.
+        device: What it computes on.
+
+    Raises:
+        ModelFileError: the draft is corrupt, or can't draft for this model (code `draft_mismatch`).
+        InvalidRequest: drafts are wanted, and nothing is there to make them.
+    """
+    speculative = engine.speculative
+    if speculative is None and config.draft_model_path is not None:
+        speculative = SpeculativeConfig()
+    if speculative is None:
+        return None, None
+    draft_path = find_draft(config, path, loaded)
+    if draft_path is None:
+        if not speculative.lookup:
+            raise InvalidRequest(
+                f"{path.name} has no draft model, and lookup is off: nothing can make drafts",
+                param="draft_model_path",
+                hint="name a draft model, or allow lookup",
+            )
+        return speculative, None
+    draft = load_draft(draft_path, path, loaded, engine, device, name=config.draft_model_id)
+    _log.info("%s drafts for %s", draft.name, path.name)
+    return speculative, draft
