@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -18,16 +18,73 @@ from realm.core.errors import InvalidRequest, ModelFileError
 from realm.core.types import Float32Array
 from realm.kernels.ops import LoRALayer
 from realm.lora.base import BaseModel
+from realm.lora.compact import CompactMatrix, compact
 
 MAX_RANK = 512
 MAX_ADAPTER_BYTES = 2 << 30
-"""Of an adapter file, and of an adapter in memory (float32)."""
+"""Of an adapter file, and of an adapter as float32."""
 
 _MAX_SCALE = float(np.finfo(np.float32).max)
 
 RowOrder = Literal["gguf", "huggingface"]
 
 _ADAPTER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredLayer:
+    """A `LoRALayer` that takes as little memory as it can."""
+
+    a: CompactMatrix  # [r, K]
+    b: CompactMatrix  # [N, r]
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows N, rank r, columns K."""
+        return (*self.b.values.shape, self.a.values.shape[1])
+
+    def expand(self) -> LoRALayer:
+        """As kernels take it."""
+        return LoRALayer(self.a.expand(), self.b.expand(), self.scale)
+
+
+class _Layers(Mapping[str, LoRALayer]):
+    """Layers by module name, each expanded when it is asked for."""
+
+    def __init__(self, stored: Mapping[str, _StoredLayer]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> LoRALayer:
+        return self._stored[name].expand()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+def outline_layer(rows: int, rank: int, columns: int) -> LoRALayer:
+    """A layer that has a shape only: its values are whatever the memory holds, and most of it is never touched."""
+    return LoRALayer(np.empty((rank, columns), np.float32), np.empty((rows, rank), np.float32), 1.0)
+
+
+def check_adapter_name(name: str) -> None:
+    """Refuse what could be a path, or could not be told from other names.
+
+    Raises:
+        InvalidRequest: not 1 to 128 letters, digits, ``.``, ``_`` and ``-``, with a letter or digit first.
+    """
+    if not _ADAPTER_ID.fullmatch(name):
+        raise InvalidRequest(
+            f"adapter name must be 1 to 128 letters, digits, '.', '_' or '-', got {name[:200]!r}",
+            code="invalid_adapter_name",
+            param="adapter_id",
+        )
 
 
 class LoRAWeights:
@@ -54,12 +111,7 @@ class LoRAWeights:
         architecture: str | None = None,
         row_order: RowOrder = "gguf",
     ) -> None:
-        if not _ADAPTER_ID.fullmatch(adapter_id):
-            raise InvalidRequest(
-                f"adapter name must be 1 to 128 letters, digits, '.', '_' or '-', got {adapter_id[:200]!r}",
-                code="invalid_adapter_name",
-                param="adapter_id",
-            )
+        check_adapter_name(adapter_id)
         _check_rank(rank, "rank")
         if not math.isfinite(alpha):
             raise InvalidRequest(f"alpha must be finite, got {alpha}", param="alpha")
@@ -68,7 +120,7 @@ class LoRAWeights:
         self.alpha = float(alpha)
         self.architecture = architecture
         self.row_order: RowOrder = row_order
-        self._layers: dict[str, LoRALayer] = {}
+        self._layers: dict[str, _StoredLayer] = {}
 
     @classmethod
     def load(cls, path: str | Path, adapter_id: str | None = None) -> LoRAWeights:
@@ -118,7 +170,7 @@ class LoRAWeights:
             raise _invalid(f"{module_name} was added before")
         if self.num_bytes + layer.a.nbytes + layer.b.nbytes > MAX_ADAPTER_BYTES:
             raise _invalid(f"{self.adapter_id} is larger than {MAX_ADAPTER_BYTES} bytes")
-        self._layers[module_name] = layer
+        self._layers[module_name] = _StoredLayer(compact(layer.a), compact(layer.b), layer.scale)
         self.__dict__.pop("content_hash", None)
 
     def bind(self, base: BaseModel) -> LoRAWeights:
@@ -138,32 +190,50 @@ class LoRAWeights:
             shape = base.modules.get(name)
             if shape is None:
                 raise _mismatch(self, f"changes {name}, which the base model does not have or which cannot be adapted")
-            if shape != (len(layer.b), layer.a.shape[1]):
-                raise _mismatch(self, f"changes {name} of {(len(layer.b), layer.a.shape[1])}, the base has {shape}")
-            b = base.reorder_rows(name, layer.b) if self.row_order == "huggingface" else layer.b
-            bound.add_layer_weights(name, layer.a, b, layer.scale)
+            rows, _, columns = layer.shape
+            if shape != (rows, columns):
+                raise _mismatch(self, f"changes {name} of {(rows, columns)}, the base has {shape}")
+            if self.row_order == "huggingface":
+                layer = replace(layer, b=CompactMatrix(base.reorder_rows(name, layer.b.values)))
+            bound._layers[name] = layer
         return bound
 
     @property
     def layers(self) -> Mapping[str, LoRALayer]:
-        """Changes by module name."""
-        return MappingProxyType(self._layers)
+        """Changes by module name. Each access makes a layer anew: they are kept in 16 bits where that is exact."""
+        return _Layers(self._layers)
+
+    @property
+    def outline(self) -> Mapping[str, LoRALayer]:
+        """Layers of the same shapes without values, for what only depends on sizes."""
+        return {name: outline_layer(*layer.shape) for name, layer in self._layers.items()}
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of each module's change."""
+        return {name: layer.shape[1] for name, layer in self._layers.items()}
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all A and B as float32."""
-        return sum(layer.a.nbytes + layer.b.nbytes for layer in self._layers.values())
+        return sum(4 * rank * (rows + columns) for rows, rank, columns in (x.shape for x in self._layers.values()))
+
+    @property
+    def host_bytes(self) -> int:
+        """Memory that holds them here: half as much where 16 bits are exact."""
+        return sum(layer.a.num_bytes + layer.b.num_bytes for layer in self._layers.values())
 
     @property
     def max_rank(self) -> int:
         """Largest rank of a layer; 0 without layers."""
-        return max((layer.rank for layer in self._layers.values()), default=0)
+        return max(self.ranks.values(), default=0)
 
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 (hex) of what the adapter computes: modules, shapes, values and scales; not of its name or file."""
         digest = hashlib.sha256(f"realm-lora-v1 {self.row_order}".encode())
-        for name, layer in sorted(self._layers.items()):
+        for name in sorted(self._layers):
+            layer = self.layers[name]
             shape = (*layer.a.shape, *layer.b.shape)
             digest.update(f"\n{len(name)} {name} {shape} {float(layer.scale).hex()}\n".encode())
             digest.update(layer.a.data)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 
 from realm.core.errors import ModelFileError
-from realm.core.types import Float32Array
 from realm.gguf import names
 from realm.gguf.reader import GGUFFile
+
+Rows = TypeVar("Rows", bound=NDArray[Any])
 
 _LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 # llama.cpp's converter reorders the rows of q and k so that rotary pairs are neighbours; only for this architecture.
@@ -44,7 +48,7 @@ class BaseModel:
             modules[names.OUTPUT] = (embedding[0], embedding[1])
         return cls(architecture, num_heads, num_kv_heads, modules)
 
-    def reorder_rows(self, module_name: str, rows: Float32Array) -> Float32Array:
+    def reorder_rows(self, module_name: str, rows: Rows) -> Rows:
         """Rows [N, ...] of a matrix in Hugging Face order, in the order of the GGUF file.
 
         Source: ``LlamaModel.permute`` of llama.cpp's ``convert_hf_to_gguf.py``.
@@ -62,7 +66,7 @@ class BaseModel:
                 code="adapter_base_mismatch",
             )
         halves = rows.reshape(num_heads, 2, len(rows) // num_heads // 2, *rows.shape[1:])
-        return halves.swapaxes(1, 2).reshape(rows.shape)
+        return halves.swapaxes(1, 2).reshape(rows.shape)  # type: ignore[return-value]
 
 
 def _shape(file: GGUFFile, module: str) -> tuple[int, ...]:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
-
-import numpy as np
-from safetensors import SafetensorError, deserialize
 
 from realm.core.errors import ModelFileError
 from realm.core.quant import QuantType
@@ -18,6 +13,7 @@ from realm.gguf import names
 from realm.gguf.dequant import dequantize
 from realm.lora.adapter import MAX_ADAPTER_BYTES, LoRAWeights
 from realm.lora.peft_config import PeftConfig, read_peft_config
+from realm.lora.safetensors_file import StoredTensor, read_safetensors
 
 _WEIGHTS = "adapter_model.safetensors"
 _DTYPES = {"F32": QuantType.F32, "F16": QuantType.F16, "BF16": QuantType.BF16}
@@ -37,12 +33,6 @@ _GGUF_PARTS = {
 }
 
 
-class _StoredTensor(TypedDict):
-    dtype: str
-    shape: list[int]
-    data: bytes
-
-
 @dataclass(slots=True)
 class _Pair:
     a: Float32Array | None = None
@@ -57,7 +47,8 @@ def load_peft_adapter(directory: Path, adapter_id: str) -> LoRAWeights:
     """
     config = read_peft_config(directory / "adapter_config.json")
     pairs: dict[str, _Pair] = {}
-    for key, tensor in _read_safetensors(directory).items():
+    for tensor in read_safetensors(_weights_path(directory), MAX_ADAPTER_BYTES):
+        key = tensor.name
         if key.endswith(".base_layer.weight"):
             continue  # the frozen base matrix, which PEFT saves beside adapted embeddings and heads
         match = _KEY.fullmatch(key)
@@ -66,7 +57,7 @@ def load_peft_adapter(directory: Path, adapter_id: str) -> LoRAWeights:
         pair = pairs.setdefault(match["module"], _Pair())
         if "embedding" in match["part"]:
             raise _unsupported_tensor(key)
-        setattr(pair, match["part"][-1].lower(), _to_float32(key, tensor))
+        setattr(pair, match["part"][-1].lower(), _to_float32(tensor))
     adapter = LoRAWeights(adapter_id, config.rank, config.alpha, row_order="huggingface")
     for module, pair in sorted(pairs.items()):
         _add(adapter, config, module, pair)
@@ -102,37 +93,29 @@ def gguf_module_name(module: str) -> str:
     return f"blk.{int(match['layer'])}.{part}"
 
 
-def _read_safetensors(directory: Path) -> Mapping[str, _StoredTensor]:
+def _weights_path(directory: Path) -> Path:
     path = directory / _WEIGHTS
-    if not path.is_file():
-        pickled = [name for name in ("adapter_model.bin", "adapter_model.pt") if (directory / name).exists()]
-        if pickled:
-            raise ModelFileError(
-                f"{pickled[0]} is a pickle, which could run any code; only {_WEIGHTS} is read",
-                code="unsupported_adapter",
-                hint="save it again with PEFT's safe_serialization=True",
-            )
-        raise ModelFileError(f"{_WEIGHTS} is missing", code="adapter_not_found")
-    if (size := path.stat().st_size) > MAX_ADAPTER_BYTES:
-        raise _invalid(f"{_WEIGHTS} has {size} bytes, the limit is {MAX_ADAPTER_BYTES}")
-    try:
-        tensors: list[tuple[str, _StoredTensor]] = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise _invalid(f"{_WEIGHTS} is truncated or corrupt: {str(error)[:200]}") from None
-    except OSError as error:
-        raise ModelFileError(f"{_WEIGHTS} cannot be read: {error.strerror}", code="adapter_not_found") from None
-    return dict(tensors)
-
-
-def _to_float32(key: str, tensor: _StoredTensor) -> Float32Array:
-    shape, dtype = tensor["shape"], tensor["dtype"]
-    if dtype not in _DTYPES:
+    if path.is_file():
+        return path
+    pickled = [name for name in ("adapter_model.bin", "adapter_model.pt") if (directory / name).exists()]
+    if pickled:
         raise ModelFileError(
-            f"{key[:200]} is of type {dtype}, only {', '.join(_DTYPES)} are supported", code="unsupported_adapter"
+            f"{pickled[0]} is a pickle, which could run any code; only {_WEIGHTS} is read",
+            code="unsupported_adapter",
+            hint="save it again with PEFT's safe_serialization=True",
+        )
+    raise ModelFileError(f"{_WEIGHTS} is missing", code="adapter_not_found")
+
+
+def _to_float32(tensor: StoredTensor) -> Float32Array:
+    name, shape = tensor.name[:200], tensor.shape
+    if tensor.dtype not in _DTYPES:
+        raise ModelFileError(
+            f"{name} is of type {tensor.dtype}, only {', '.join(_DTYPES)} are supported", code="unsupported_adapter"
         )
     if len(shape) != 2 or 0 in shape:
-        raise _invalid(f"{key[:200]} must be a matrix, got shape {shape}")
-    return dequantize(np.frombuffer(tensor["data"], np.uint8), _DTYPES[dtype], shape[1])
+        raise _invalid(f"{name} must be a matrix, got shape {list(shape)}")
+    return dequantize(tensor.data, _DTYPES[tensor.dtype], shape[1])
 
 
 def _unsupported_tensor(key: str) -> ModelFileError:

@@ -179,6 +179,22 @@ def header(text, data=b""):
         header('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 800]}}', bytes(8)),
         header('{"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)),
         header('{"a": ' + "[" * 50_000),
+        header(
+            '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, '
+            '"b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}',
+            bytes(12),
+        ),
+        header(
+            '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, '
+            '"b": {"dtype": "F32", "shape": [2], "data_offsets": [12, 20]}}',
+            bytes(20),
+        ),
+        header(
+            '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, '
+            '"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
+            bytes(8),
+        ),
+        header(" " * (17 << 20) + "{}"),
     ],
 )
 def test_hostile_safetensors(tmp_path, raw):
