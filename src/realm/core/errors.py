@@ -58,6 +58,20 @@ class NotFound(RealmError):
     default_code = "not_found"
 
 
+class Conflict(InvalidRequest):
+    """Nothing is wrong with the request, but the state that it meets doesn't allow it (409)."""
+
+    status = 409
+    default_code = "conflict"
+
+
+class PayloadTooLarge(InvalidRequest):
+    """A body over the server's limit (413)."""
+
+    status = 413
+    default_code = "payload_too_large"
+
+
 class Overloaded(RealmError):
     """The queue is full or a rate is exceeded (429); retry later."""
 

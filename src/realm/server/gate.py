@@ -7,16 +7,9 @@ import json
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from realm.core.errors import InvalidRequest, RealmError
+from realm.core.errors import InvalidRequest, PayloadTooLarge, RealmError
 from realm.server.tenancy import Tenancy
 from realm.server.wire import error_body
-
-
-class PayloadTooLarge(InvalidRequest):
-    """A body over the server's limit (413)."""
-
-    status = 413
-    default_code = "payload_too_large"
 
 
 class UnsupportedMediaType(InvalidRequest):
