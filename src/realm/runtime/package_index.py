@@ -1,4 +1,4 @@
-"""Find a wheel on a Python package index through the simple API (PEP 503 and PEP 691)."""
+"""Find a file on a Python package index through the simple API (PEP 503 and PEP 691)."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def _files_from_json(data: object, page_url: str) -> list[IndexFile]:
     ]
 
 
-def find_wheel(client: httpx.Client, project: str, version: str) -> IndexFile:
-    """The pure-Python wheel of one release.
+def find_file(client: httpx.Client, project: str, version: str, ending: str) -> IndexFile:
+    """The file of one release with this ending: `-none-any.whl` is a pure-Python wheel, `.tar.gz` the sources.
 
     Raises:
         RealmError: the index has no such release, or its page is not understood.
@@ -108,8 +108,9 @@ def find_wheel(client: httpx.Client, project: str, version: str) -> IndexFile:
         files = _files_from_json(response.json(), page_url)
     else:
         files = _files_from_html(response.text, page_url)
-    wanted = f"{project.replace('-', '_')}-{version}-".lower()
+    wanted = f"{project.replace('-', '_')}-{version}".lower()
     for file in files:
-        if file.file_name.lower().startswith(wanted) and file.file_name.endswith("-none-any.whl"):
+        rest = file.file_name.lower().removeprefix(wanted)
+        if rest == ending or (rest.startswith("-") and rest.endswith(ending)):
             return file
-    raise RealmError(f"the package index has no wheel of {project} {version}", code="download_failed")
+    raise RealmError(f"the package index has no {project} {version} with {ending}", code="download_failed")
