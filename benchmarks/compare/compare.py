@@ -1,161 +1,96 @@
-"""Realm, llama.cpp and OpenVINO GenAI on the same GGUF, the same threads, in one interleaved run.
+"""Realm, llama.cpp and OpenVINO GenAI on the same GGUF, with the same threads, in interleaved rounds.
 
-Each engine runs in its own process, one at a time; the order rotates every round; medians are taken over the rounds.
-`setup_peers.sh` installs the others. Prints a table with ratios and appends a row to benchmarks/results/compare.jsonl.
+    python benchmarks/compare/compare.py MODEL.gguf ... [--rounds 3] [--scenarios ...] [--session NAME]
+
+Each engine runs in its own process, one at a time, and the order rotates every round. `setup_peers.sh` installs the
+others. Every process adds a row to benchmarks/results/compare.jsonl at once, so a comparison can be made in pieces:
+rows of one session make one table, which `report.py` prints.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import os
 import shlex
-import statistics
 import subprocess
 import sys
-import threading
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-from workload import DEFAULT_SCENARIOS, SCENARIOS
+from engines import ENGINES, Engine, add_common_arguments, parse_engines, peer_environment
+from memory_watch import MemoryWatch
+from report import print_report
+from rows import add_row
+from workload import SCENARIOS, Scenario, parse_scenarios
 
 from realm.cli.machine import stamp
 
-HERE = Path(__file__).parent
-ENGINES = ("realm", "llama.cpp", "openvino")
 
-
-@dataclass
-class Run:
-    """One engine over all rounds."""
-
-    version: str = ""
-    rates: dict[str, list[float]] = field(default_factory=dict)
-    peak_rss_bytes: int = 0
-    steady_rss_bytes: int = 0
-    details: dict[str, object] = field(default_factory=dict)
-
-
-class MemoryWatch:
-    """Samples the resident memory of the biggest process in a tree."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._samples: list[int] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.25):
-            try:
-                root = psutil.Process(self._pid)
-                self._samples.append(max(p.memory_info().rss for p in (root, *root.children(recursive=True))))
-            except psutil.Error:
-                continue
-
-    def finish(self) -> tuple[int, int]:
-        """(peak, steady) in bytes; steady is the median of the second half of the run."""
-        self._stop.set()
-        self._thread.join()
-        if not self._samples:
-            return 0, 0
-        return max(self._samples), int(statistics.median(self._samples[len(self._samples) // 2 :]))
-
-
-def _command(engine: str, peers: Path) -> list[str]:
-    if engine == "realm":
-        return [sys.executable, str(HERE / "worker_realm.py")]
-    if engine == "openvino":
-        return [str(peers / "openvino" / "bin" / "python"), str(HERE / "worker_openvino.py")]
-    return [sys.executable, str(HERE / "worker_llama.py")]
-
-
-def _environment(peers: Path) -> dict[str, str]:
-    version = peers / "llama-build" / "version.txt"
-    known = {"LLAMA_VERSION": version.read_text().strip()} if version.is_file() else {}
-    return os.environ | {"LLAMA_BIN": str(peers / "llama-build" / "bin")} | known
-
-
-def run_once(engine: str, args: argparse.Namespace, run: Run) -> None:
-    """One process of one engine; adds what it measured to `run`."""
-    command = [
-        *shlex.split(args.prefix),
-        *_command(engine, args.peers_dir),
-        "--model",
-        str(args.model),
-        "--threads",
-        str(args.threads),
-    ]
-    command += ["--scenarios", ",".join(args.scenarios)]
-    env = _environment(args.peers_dir)
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def run_worker(engine: Engine, model: Path, scenarios: list[Scenario], args: argparse.Namespace) -> dict[str, object]:
+    """What one process of one engine measured; `error` instead of rates where a peer can't run the model."""
+    command = [*shlex.split(args.prefix), *engine.command(args.peers_dir), "--model", str(model)]
+    command += ["--threads", str(args.threads), "--scenarios", ",".join(s.name for s in scenarios)]
+    env = peer_environment(args.peers_dir)
+    try:
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        raise SystemExit(f"{engine.name} is not in {args.peers_dir}; run benchmarks/compare/setup_peers.sh") from None
     watch = MemoryWatch(process.pid)
-    out, err = process.communicate()
-    peak_bytes, steady_bytes = watch.finish()
+    try:
+        out, err = process.communicate()
+    finally:
+        peak_bytes, steady_bytes = watch.finish()
+    if process.returncode and engine.ours:
+        raise SystemExit(f"{engine.name} failed:\n{err[-2000:]}")
     if process.returncode:
-        raise SystemExit(f"{engine} failed:\n{err[-2000:]}")
-    row = json.loads(out.strip().splitlines()[-1])
-    run.version = row.pop("version")
-    for measurement in row.pop("measurements"):
-        run.rates.setdefault(measurement["scenario"], []).append(measurement["tokens_per_second"])
-    run.peak_rss_bytes = max(run.peak_rss_bytes, peak_bytes)
-    run.steady_rss_bytes = max(run.steady_rss_bytes, steady_bytes)
-    run.details = {k: v for k, v in row.items() if k != "engine"}
+        return {"rates": {}, "error": (err.strip().splitlines() or [f"exit {process.returncode}"])[-1][:500]}
+    measured: dict[str, object] = json.loads(out.strip().splitlines()[-1])
+    return measured | {"peak_rss_bytes": peak_bytes, "steady_rss_bytes": steady_bytes}
 
 
-def table(runs: dict[str, Run], scenarios: list[str]) -> str:
-    """A Markdown table: tokens/s per engine, and Realm over the best of the others."""
-    engines = list(runs)
-    peers = [e for e in engines if e != "realm"]
-    lines = ["| scenario (tokens/s) | " + " | ".join(engines) + " | Realm / best peer |"]
-    lines.append("|---|" + "---:|" * (len(engines) + 1))
-    for name in scenarios:
-        medians = {e: statistics.median(runs[e].rates[name]) for e in engines}
-        best = max((medians[p] for p in peers), default=0.0)
-        ratio = f"{medians['realm'] / best:.2f}x" if best and "realm" in medians else "-"
-        lines.append(f"| {name} | " + " | ".join(f"{medians[e]:,.0f}" for e in engines) + f" | {ratio} |")
-    for label, attribute in (("peak RSS, MB", "peak_rss_bytes"), ("steady RSS, MB", "steady_rss_bytes")):
-        cells = " | ".join(f"{getattr(runs[e], attribute) / 1e6:,.0f}" for e in engines)
-        lines.append(f"| {label} | {cells} | |")
-    return "\n".join(lines)
+def turns(args: argparse.Namespace) -> Iterator[tuple[int, Path, list[Scenario], Engine]]:
+    """What to run, in order: within a round every engine has its turn at the same scenarios, one after the other."""
+    groups = [[s for s in args.scenarios if s.is_long == is_long] for is_long in (False, True)]
+    for number, model, group in itertools.product(range(args.rounds), args.models, groups):
+        engines = [engine for engine in args.engines if group and (group[0].is_long or not engine.only_long)]
+        shift = number % len(engines) if engines else 0
+        for engine in engines[shift:] + engines[:shift]:
+            yield number, model, group, engine
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="the GGUF that every engine loads")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--scenarios", default=",".join(DEFAULT_SCENARIOS), help=f"of {', '.join(SCENARIOS)}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="+", help="GGUF files that every engine loads")
     parser.add_argument(
-        "--peers-dir", type=Path, default=os.environ.get("PEERS_DIR", Path.home() / ".cache" / "realm" / "peers")
+        "--engines", type=parse_engines, default=list(ENGINES.values()), help=f"of {', '.join(ENGINES)}"
+    )
+    parser.add_argument(
+        "--scenarios", type=parse_scenarios, default=list(SCENARIOS.values()), help=f"of {', '.join(SCENARIOS)}"
     )
     parser.add_argument("--prefix", default="", help='put before each command, e.g. "taskset -c 0,1"')
-    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "compare.jsonl")
+    add_common_arguments(parser, "compare.jsonl")
     args = parser.parse_args()
-    args.peers_dir = Path(args.peers_dir)
-    args.scenarios = args.scenarios.split(",")
-    engines = args.engines.split(",")
-    runs = {engine: Run() for engine in engines}
-    for round_index in range(args.rounds):
-        shift = round_index % len(engines)
-        for engine in engines[shift:] + engines[:shift]:
-            print(f"round {round_index + 1}/{args.rounds}: {engine}", file=sys.stderr, flush=True)
-            run_once(engine, args, runs[engine])
-    print(table(runs, args.scenarios))
-    row = {
-        **stamp(),
-        "benchmark": "compare",
-        "model": args.model.name,
-        "num_threads": args.threads,
-        "rounds": args.rounds,
-        "engines": {engine: vars(run) for engine, run in runs.items()},
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    for model in args.models:
+        if not model.is_file():
+            parser.error(f"{model} does not exist; `realm pull NAME` prints the path of a model that it has fetched")
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    session = args.session or began[:10]
+    for number, model, scenarios, engine in turns(args):
+        names = ", ".join(s.name for s in scenarios)
+        print(f"round {number + 1}/{args.rounds}, {model.name}: {engine.name}: {names}", file=sys.stderr, flush=True)
+        row = {
+            **stamp(),
+            "session": session,
+            "round": f"{began}#{number}",
+            "model": model.name,
+            "num_threads": args.threads,
+            "engine": engine.name,
+            **run_worker(engine, model, scenarios, args),
+        }
+        add_row(args.out, row)
+    print_report(args.out, args.out.with_name("compare_http.jsonl"), session)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,37 @@
 """`realm serve` beside `llama-server`, end to end over HTTP: 8 streaming clients, 90-token prompts, 64 tokens each.
 
-The servers run one at a time, in turns, with the order rotated; the load comes from benchmarks/serving/http_load.py.
-Prints a table and appends a row to benchmarks/results/compare_http.jsonl.
+    python benchmarks/compare/compare_http.py MODEL.gguf [--rounds 3] [--session NAME]
+
+The servers run one at a time, in turns, with the order rotated; the load comes from benchmarks/serving/http_load.py,
+at temperature 0. Adds a row for each to benchmarks/results/compare_http.jsonl; `report.py` prints the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import socket
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from engines import add_common_arguments
+from memory_watch import MemoryWatch
+from report import print_report
+from rows import add_row
+
 from realm.cli.machine import stamp
 
 HERE = Path(__file__).parent
 LOAD = HERE.parent / "serving" / "http_load.py"
-FIGURES = ("tokens_per_second", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99")
+SERVERS = ("Realm", "llama.cpp")
+START_SECONDS = 60
 
 
 def _free_port() -> int:
@@ -34,18 +41,8 @@ def _free_port() -> int:
 
 
 def _command(server: str, args: argparse.Namespace, port: int) -> list[str]:
-    if server == "realm":
-        command = [
-            sys.executable,
-            "-m",
-            "realm.cli",
-            "serve",
-            str(args.model),
-            "--threads",
-            str(args.threads),
-            "--speculate",
-            "off",
-        ]
+    if server == "Realm":
+        command = [sys.executable, "-m", "realm.cli", "serve", str(args.model), "--threads", str(args.threads)]
         return [*command, "--port", str(port), "--log-level", "warning"]
     binary = str(args.peers_dir / "llama-build" / "bin" / "llama-server")
     threads = str(args.threads)
@@ -55,82 +52,79 @@ def _command(server: str, args: argparse.Namespace, port: int) -> list[str]:
 
 
 @contextmanager
-def running(server: str, args: argparse.Namespace) -> Iterator[str]:
-    """A server that answers /health; gives its address."""
+def running(server: str, args: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """A server that answers /health; gives its address and process id."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(_command(server, args, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{server} did not start: {shlex.join(_command(server, args, port))}")
-            try:
-                with urllib.request.urlopen(f"{url}/health", timeout=1) as response:
-                    if response.status == 200:
-                        break
-            except OSError:
+    command = _command(server, args, port)
+    with tempfile.TemporaryFile() as log:
+        try:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        except FileNotFoundError:
+            raise SystemExit(f"{command[0]} is missing; run benchmarks/compare/setup_peers.sh") from None
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not _is_healthy(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise SystemExit(f"{shlex.join(command)} did not start:\n{log.read()[-2000:].decode()}")
                 time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
+            yield url, process.pid
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=1) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
 
 
 def measure(server: str, args: argparse.Namespace) -> dict[str, float]:
     """One round against one server, after a warm-up round."""
-    with running(server, args) as url:
-        load = [sys.executable, str(LOAD), url, "--clients", str(args.clients), "--prompt-tokens", "90"]
-        load += ["--max-tokens", "64", "--rounds", "1", "--requests", str(args.requests), "--json", "-"]
+    with running(server, args) as (url, pid):
+        watch = MemoryWatch(pid)
+        load = [sys.executable, str(LOAD), url, "--clients", str(args.clients)]
+        load += ["--prompt-tokens", str(args.prompt_tokens), "--max-tokens", str(args.max_tokens)]
+        load += ["--rounds", "1", "--requests", str(args.requests), "--json", "-"]
         done = subprocess.run(load, capture_output=True, text=True)
+        peak_bytes, _ = watch.finish()
     if done.returncode:
         raise SystemExit(f"load on {server} failed:\n{done.stderr[-2000:]}")
     row = json.loads(done.stdout.strip().splitlines()[-1])
-    return {name: row[name] for name in FIGURES}
+    kept = ("tokens_per_second", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99")
+    return {name: row[name] for name in kept} | {"peak_rss_bytes": peak_bytes}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="the GGUF file that both serve")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=2, help="of each client, in turn")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--servers", default="realm,llama-server")
-    parser.add_argument(
-        "--peers-dir", type=Path, default=os.environ.get("PEERS_DIR", Path.home() / ".cache" / "realm" / "peers")
-    )
-    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "compare_http.jsonl")
+    parser.add_argument("--prompt-tokens", type=int, default=90)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=3, help="of each client, in turn")
+    parser.add_argument("--servers", default=",".join(SERVERS), help=f"of {', '.join(SERVERS)}")
+    add_common_arguments(parser, "compare_http.jsonl")
     args = parser.parse_args()
-    args.peers_dir = Path(args.peers_dir)
     servers = args.servers.split(",")
-    rounds: dict[str, list[dict[str, float]]] = {server: [] for server in servers}
-    for index in range(args.rounds):
-        shift = index % len(servers)
+    if not set(servers) <= set(SERVERS):
+        parser.error(f"--servers are some of {', '.join(SERVERS)}")
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    session = args.session or began[:10]
+    for number in range(args.rounds):
+        shift = number % len(servers)
         for server in servers[shift:] + servers[:shift]:
-            print(f"round {index + 1}/{args.rounds}: {server}", file=sys.stderr, flush=True)
-            rounds[server].append(measure(server, args))
-    medians = {
-        server: {name: statistics.median(row[name] for row in rows) for name in FIGURES}
-        for server, rows in rounds.items()
-    }
-    print("| over HTTP | " + " | ".join(servers) + " | ratio |")
-    print("|---|" + "---:|" * (len(servers) + 1))
-    for name in FIGURES:
-        values = [medians[server][name] for server in servers]
-        ratio = f"{values[0] / values[1]:.2f}x" if len(values) == 2 else "-"
-        print(f"| {name} | " + " | ".join(f"{value:,.1f}" for value in values) + f" | {ratio} |")
-    row = {
-        **stamp(),
-        "benchmark": "compare_http",
-        "model": args.model.name,
-        "num_threads": args.threads,
-        "clients": args.clients,
-        "servers": rounds,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+            print(
+                f"round {number + 1}/{args.rounds}, {args.model.name} over HTTP: {server}", file=sys.stderr, flush=True
+            )
+            row = {**stamp(), "session": session, "round": f"{began}#{number}", "model": args.model.name}
+            row |= {"num_threads": args.threads, "engine": server, "clients": args.clients}
+            row |= {"prompt_tokens": args.prompt_tokens, "max_tokens": args.max_tokens}
+            add_row(args.out, row | measure(server, args))
+    print_report(args.out.with_name("compare.jsonl"), args.out, session)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import time
 
@@ -12,13 +11,12 @@ import openvino_genai as genai
 from workload import (
     DECODE_STEPS,
     PREFILL_REPEATS,
-    SCENARIOS,
-    Measurement,
     Scenario,
     decode_rate,
     prefill_rate,
     prompt,
     report,
+    worker_arguments,
 )
 
 
@@ -77,11 +75,7 @@ def _prefill(pipeline: genai.ContinuousBatchingPipeline, scenario: Scenario) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--scenarios", required=True)
-    args = parser.parse_args()
+    args = worker_arguments().parse_args()
     scheduler = genai.SchedulerConfig()
     scheduler.max_num_batched_tokens = 512
     scheduler.max_num_seqs = 32
@@ -90,14 +84,10 @@ def main() -> None:
     scheduler.dynamic_split_fuse = True
     properties = {"INFERENCE_NUM_THREADS": args.threads}
     pipeline = genai.ContinuousBatchingPipeline(args.model, scheduler, "CPU", properties)
-    warm_up = Scenario("warm-up", "prefill", 1, 128)
-    _prefill(pipeline, warm_up)
-    measurements = []
-    for name in args.scenarios.split(","):
-        scenario = SCENARIOS[name]
-        rate = _decode(pipeline, scenario) if scenario.kind == "decode" else _prefill(pipeline, scenario)
-        measurements.append(Measurement(name, rate))
-    report("openvino", importlib.metadata.version("openvino-genai"), measurements)
+    _prefill(pipeline, Scenario("warm-up", "", "prefill", 1, 128))
+    measure = {"decode": _decode, "prefill": _prefill}
+    rates = {scenario.name: measure[scenario.kind](pipeline, scenario) for scenario in args.scenarios}
+    report(importlib.metadata.version("openvino-genai"), rates)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 
-from workload import (
-    DECODE_STEPS,
-    PREFILL_REPEATS,
-    SCENARIOS,
-    Measurement,
-    Scenario,
-    prompt,
-    report,
-)
+from workload import DECODE_STEPS, PREFILL_REPEATS, Scenario, prompt, report, worker_arguments
 
 import realm
 from realm.cli.measure import measure_decode, measure_prefill
@@ -29,22 +20,16 @@ def _prefill(model: realm.Model, scenario: Scenario) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--scenarios", required=True)
-    parser.add_argument("--kv-type", default="f16")
+    parser = worker_arguments()
+    parser.add_argument("--kv-type", type=realm.KVType, default=realm.KVType.F16)
     args = parser.parse_args()
-    scenarios = [SCENARIOS[name] for name in args.scenarios.split(",")]
-    kv_tokens = max(s.batch_size * (s.prompt_tokens + 256) for s in scenarios)
+    kv_tokens = max(s.batch_size * (s.prompt_tokens + 256) for s in args.scenarios)
     limits = {"max_batch_size": 32, "kv_cache_tokens": kv_tokens, "num_threads": args.threads}
-    with realm.load(args.model, kv_type=realm.KVType(args.kv_type), **limits) as model:
-        _prefill(model, Scenario("warm-up", "prefill", 1, 128))
-        measurements = []
-        for scenario in scenarios:
-            rate = _decode(model, scenario) if scenario.kind == "decode" else _prefill(model, scenario)
-            measurements.append(Measurement(scenario.name, rate))
-    report("realm", importlib.metadata.version("realm"), measurements, kv_type=args.kv_type)
+    with realm.load(args.model, kv_type=args.kv_type, **limits) as model:
+        _prefill(model, Scenario("warm-up", "", "prefill", 1, 128))
+        measure = {"decode": _decode, "prefill": _prefill}
+        rates = {scenario.name: measure[scenario.kind](model, scenario) for scenario in args.scenarios}
+    report(importlib.metadata.version("realm"), rates)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 DECODE_STEPS = 64
 """Decode steps that are timed, once every request of the batch has its first token."""
@@ -19,36 +20,55 @@ class Scenario:
     """`kind` is "decode" (tokens/s over a batch that only decodes) or "prefill" (prompt tokens/s of one request)."""
 
     name: str
+    title: str
     kind: str
     batch_size: int
     prompt_tokens: int
+    """Of each request: a decode scenario's context."""
+
+    @property
+    def is_long(self) -> bool:
+        """Runs in a process of its own, so that the memory of the others is not judged by it."""
+        return self.prompt_tokens > 512
 
 
 SCENARIOS = {
     s.name: s
     for s in (
-        Scenario("decode-b1-c128", "decode", 1, 128),
-        Scenario("decode-b8-c128", "decode", 8, 128),
-        Scenario("decode-b32-c128", "decode", 32, 128),
-        Scenario("prefill-512", "prefill", 1, 512),
-        Scenario("decode-b32-c1024", "decode", 32, 1024),
+        Scenario("decode-b1-c128", "decode, 1 request, context 128", "decode", 1, 128),
+        Scenario("decode-b8-c128", "decode, 8 requests, context 128", "decode", 8, 128),
+        Scenario("decode-b32-c128", "decode, 32 requests, context 128", "decode", 32, 128),
+        Scenario("prefill-512", "prefill of 512 tokens", "prefill", 1, 512),
+        Scenario("decode-b32-c1024", "decode, 32 requests, context 1,024", "decode", 32, 1024),
     )
 }
-DEFAULT_SCENARIOS = ("decode-b1-c128", "decode-b8-c128", "decode-b32-c128", "prefill-512")
+
+
+def parse_scenarios(text: str) -> list[Scenario]:
+    """Of a comma-separated list of names.
+
+    Raises:
+        argparse.ArgumentTypeError: a name that is not known.
+    """
+    unknown = [name for name in text.split(",") if name not in SCENARIOS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
+    return [SCENARIOS[name] for name in text.split(",")]
+
+
+def worker_arguments() -> argparse.ArgumentParser:
+    """The command line of a worker."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--scenarios", type=parse_scenarios, required=True)
+    return parser
 
 
 def prompt(scenario: Scenario, index: int, repeat: int = 0) -> list[int]:
     """Token ids of one request's prompt."""
     rng = random.Random(f"{scenario.name}/{index}/{repeat}")
     return [rng.choice(TOKEN_IDS) for _ in range(scenario.prompt_tokens)]
-
-
-@dataclass
-class Measurement:
-    """Tokens per second of one scenario in one process."""
-
-    scenario: str
-    tokens_per_second: float
 
 
 def decode_rate(arrivals: list[float], batch_size: int, first_tokens_at: float) -> float:
@@ -68,7 +88,6 @@ def prefill_rate(seconds: list[float], prompt_tokens: int) -> float:
     return prompt_tokens / statistics.median(seconds)
 
 
-def report(engine: str, version: str, measurements: list[Measurement], **details: object) -> None:
-    """Print the worker's result."""
-    row = {"engine": engine, "version": version, "measurements": [asdict(m) for m in measurements], **details}
-    print(json.dumps(row), flush=True)
+def report(version: str, rates: dict[str, float]) -> None:
+    """Print the worker's result: tokens per second by scenario."""
+    print(json.dumps({"version": version, "rates": rates}), flush=True)
