@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from realm.cli import adapters, bench, info, models, pull, run, serve
+from realm.cli import adapters, bench, draft, info, models, pull, run, serve
 from realm.core.errors import RealmError
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ app.command()(bench.bench)
 app.command()(info.info)
 app.command()(models.models)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(draft.app, name="draft")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -11,10 +12,13 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+_LINE_SECONDS = 10.0
 
 
 class DownloadBars:
@@ -50,6 +54,43 @@ class DownloadBars:
     def notify(self, line: str) -> None:
         """Print a line above the bars."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class StageBars:
+    """A bar for each stage of a long job, on stderr; a line now and then when it is not a terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description:>8}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[remark]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._next_line = 0.0
+
+    def __enter__(self) -> StageBars:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def report(self, stage: str, done: int, total: int, remark: str) -> None:
+        """`stage` has come to `done` of `total`."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total, remark=remark)
+        self._bars.update(self._tasks[stage], completed=done, total=total, remark=remark)
+        if not self.console.is_terminal and (time.monotonic() >= self._next_line or done == total):
+            self._next_line = time.monotonic() + _LINE_SECONDS
+            line = f"{stage}: {done} of {total}"
+            self.console.print(f"{line}, {remark}" if remark else line, highlight=False, markup=False, soft_wrap=True)
 
 
 def fetch_model(model: str, source: str | None = None) -> Path:

@@ -8,26 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from realm.core.errors import InvalidRequest
 from realm.core.types import Float32Array
 from realm.distill.sequence_ops import DenseCache, SequenceOps, vector_key
+from realm.gguf import names
 from realm.kernels.ops import QuantTensor
 from realm.models.config import ModelSpec
 from realm.models.decoder import decode
 from realm.models.weights import LayerWeights, Weights, dequantize_tensor
-
-
-def default_layers(num_layers: int, keep: int) -> tuple[int, ...]:
-    """`keep` of `num_layers` layers, evenly spread, the first and the last among them.
-
-    Raises:
-        InvalidRequest: fewer than 1 or more than the target has.
-    """
-    if not 1 <= keep <= num_layers:
-        raise InvalidRequest(f"a draft keeps between 1 and {num_layers} layers, got {keep}", param="layers")
-    if keep == 1:
-        return (0,)
-    return tuple(round(i * (num_layers - 1) / (keep - 1)) for i in range(keep))
 
 
 def prune(weights: Weights, spec: ModelSpec, layers: Sequence[int]) -> tuple[Weights, ModelSpec]:
@@ -102,11 +89,11 @@ class TorchModel:
         weights = replace(self.weights, head=replace(self.weights.head, parts=parts))
         return TorchModel(weights, self.spec, {**self.parameters, **rows})
 
-    def student(self, layers: Sequence[int]) -> tuple[TorchModel, list[Tensor]]:
+    def student(self, layers: Sequence[int]) -> tuple[TorchModel, dict[str, Tensor]]:
         """A trainable draft of `layers` that shares the embedding and the head.
 
         Returns:
-            The draft and the tensors to train (float32 copies of the blocks and the last norm).
+            The draft and the tensors to train by key (float32 copies of the blocks and the last norm).
         """
         weights, spec = prune(self.weights, self.spec, layers)
         parameters = {m.name: self.parameters[m.name] for m in (weights.embedding, *weights.head.parts)}
@@ -114,4 +101,26 @@ class TorchModel:
         for layer in weights.layers:
             keys += [m.name for m in layer_matrices(layer)] + [vector_key(v) for v in layer_vectors(layer)]
         trained = {key: self.parameters[key].detach().float().clone().requires_grad_(True) for key in keys}
-        return TorchModel(weights, spec, parameters | trained), list(trained.values())
+        return TorchModel(weights, spec, parameters | trained), trained
+
+
+def tensor_keys(weights: Weights, spec: ModelSpec) -> dict[str, str]:
+    """Keys in `TorchModel.parameters` of the blocks' tensors and the last norm, by their names in the file."""
+    keys = {f"{names.OUTPUT_NORM}.weight": vector_key(weights.output_norm)}
+    for index, layer in enumerate(weights.layers):
+        n = names.layer_names(spec.architecture, index)
+        norms = {
+            n.attn_norm: layer.attn_norm,
+            n.ffn_norm: layer.ffn_norm,
+            n.attn_q_norm: layer.q_norm,
+            n.attn_k_norm: layer.k_norm,
+            n.post_attention_norm: layer.post_attention_norm,
+            n.post_ffw_norm: layer.post_ffn_norm,
+        }
+        keys |= {f"{name}.weight": vector_key(norm) for name, norm in norms.items() if norm is not None}
+        for linear in (layer.qkv, layer.attn_output, layer.gate_up, layer.ffn_down):
+            for part, bias in zip(linear.parts, linear.biases, strict=True):
+                keys[part.name] = part.name
+                if bias is not None:
+                    keys[part.name.removesuffix("weight") + "bias"] = vector_key(bias)
+    return keys

@@ -1,0 +1,67 @@
+"""What a distillation keeps on disk so that it can be stopped and gone on with. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from realm.core.errors import InvalidRequest
+from realm.distill.chats import Rows
+
+
+class WorkDir:
+    """Texts and training state of one plan.
+
+    Args:
+        path: The directory, made if it is missing.
+        plan: What is being done; a directory of another plan is refused.
+
+    Raises:
+        InvalidRequest: `path` holds another plan's work, or isn't a directory.
+    """
+
+    def __init__(self, path: Path, plan: Mapping[str, object]) -> None:
+        self.path = path
+        written = path / "plan.json"
+        wanted = json.dumps(plan, indent=1, sort_keys=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            known = written.read_text() if written.exists() else None
+        except OSError as error:
+            raise InvalidRequest(f"{path}: {error.strerror}", param="work") from error
+        if known is None:
+            if any(path.iterdir()):
+                raise InvalidRequest(f"{path} is not empty, and no distillation was begun in it", param="work")
+            written.write_text(wanted)
+        elif known != wanted:
+            raise InvalidRequest(
+                f"{path} holds a distillation that was begun with other settings",
+                param="work",
+                hint="repeat its settings to go on with it, remove it, or give another directory with --work",
+            )
+
+    @property
+    def checkpoint(self) -> Path:
+        """The training state."""
+        return self.path / "checkpoint.pt"
+
+    def rows(self, name: str, write: Callable[[], Rows]) -> Rows:
+        """The rows kept under `name`; written now if there are none."""
+        path = self.path / f"{name}.npy"
+        if path.exists():
+            kept: Rows = np.load(path, allow_pickle=False)
+            return kept
+        rows = write()
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, rows)
+        os.replace(partial, path)
+        return rows
+
+    def remove(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.path)
