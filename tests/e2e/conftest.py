@@ -51,12 +51,14 @@ class Server:
         return httpx.get(f"{self.url}/v1/models").json()["data"][0]["id"]
 
     def metrics(self) -> dict[str, float]:
-        """Values by name; of one with several outcomes, by name and outcome."""
+        """Values by name and the labels that it has besides the model; without histograms' buckets."""
         values = {}
         for line in httpx.get(f"{self.url}/metrics").text.splitlines():
-            if match := re.match(r'(realm_\w+)\{(?:model="[^"]*")(?:,outcome="(\w+)")?\} (\S+)$', line):
-                name, outcome, value = match.groups()
-                values[f"{name}:{outcome}" if outcome else name] = float(value)
+            if match := re.match(r"(realm_\w+)\{(.*)\} (\S+)$", line):
+                name, labels, value = match.groups()
+                more = [text for label, text in re.findall(r'(\w+)="([^"]*)"', labels) if label != "model"]
+                if not name.endswith("_bucket"):
+                    values[":".join([name, *more])] = float(value)
         return values
 
     def outcomes(self) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from realm.core.config import AUTO_DRAFT, EngineConfig, ModelConfig, SpeculativeConfig
@@ -14,7 +13,6 @@ from realm.models.loader import Device, LoadedModel, load_draft
 from realm.runtime.download import ensure_model
 
 _SHIPPED = Path(__file__).parents[1] / "data"
-_log = logging.getLogger(__name__)
 
 
 def shipped_draft(path: Path, metadata: Metadata) -> Path | None:
@@ -81,6 +79,4 @@ def load_draft_model(
                 hint="name a draft model, or allow lookup",
             )
         return speculative, None
-    draft = load_draft(draft_path, path, loaded, engine, device, name=config.draft_model_id)
-    _log.info("%s drafts for %s", draft.name, path.name)
-    return speculative, draft
+    return speculative, load_draft(draft_path, path, loaded, engine, device, name=config.draft_model_id)

@@ -10,6 +10,7 @@ STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 
 FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 BETWEEN_TOKENS_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 REQUEST_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+TOKENS_PER_STEP = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 BATCH_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
@@ -46,10 +47,10 @@ class LoopStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
     step_seconds: Histogram = field(default_factory=lambda: Histogram(STEP_SECONDS))
     batch_size: Histogram = field(default_factory=lambda: Histogram(BATCH_SIZES))
+    tokens_per_step: Histogram = field(default_factory=lambda: Histogram(TOKENS_PER_STEP))
+    """Of one request; more than 1 where drafts were right."""
     first_token_seconds: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_SECONDS))
     between_tokens_seconds: Histogram = field(default_factory=lambda: Histogram(BETWEEN_TOKENS_SECONDS))
     request_seconds: Histogram = field(default_factory=lambda: Histogram(REQUEST_SECONDS))

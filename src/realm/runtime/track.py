@@ -118,6 +118,7 @@ class Track:
         )
 
     def _count_tokens(self, count: int, now: float, stats: LoopStats) -> None:
+        stats.tokens_per_step.observe(count)
         if self.last_token_at:
             share = (now - self.last_token_at) / count
             for _ in range(count):
@@ -131,6 +132,4 @@ class Track:
         stats.prompt_tokens += usage.prompt_tokens
         stats.cached_tokens += usage.cached_tokens
         stats.completion_tokens += usage.completion_tokens
-        stats.drafted_tokens += usage.drafted_tokens
-        stats.accepted_tokens += usage.accepted_tokens
         stats.request_seconds.observe(now - self.arrived)

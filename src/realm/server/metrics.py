@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -19,11 +19,14 @@ COUNTERS: tuple[tuple[str, str, Callable[[LoopStats, EngineStats], float]], ...]
     ("realm_cached_tokens", "Those of them whose KV was found in the prefix cache.", lambda s, e: s.cached_tokens),
     ("realm_completion_tokens", "Generated tokens of ended requests.", lambda s, e: s.completion_tokens),
     ("realm_generated_tokens", "Generated tokens so far, of open requests too.", lambda s, e: e.num_generated_tokens),
-    ("realm_drafted_tokens", "Drafted tokens that were verified.", lambda s, e: e.num_drafted_tokens),
-    ("realm_accepted_tokens", "Drafted tokens that were right.", lambda s, e: e.num_accepted_tokens),
     ("realm_steps", "Forward passes.", lambda s, e: e.num_steps),
     ("realm_scheduled_tokens", "Rows over all forward passes.", lambda s, e: e.num_scheduled_tokens),
     ("realm_preemptions", "Requests put back in the queue because KV ran out.", lambda s, e: e.num_preemptions),
+)
+
+DRAFTS: tuple[tuple[str, str, Callable[[EngineStats], Mapping[tuple[str, str], int]]], ...] = (
+    ("realm_drafted_tokens", "Drafted tokens that were verified.", lambda e: e.drafted_tokens),
+    ("realm_accepted_tokens", "Drafted tokens that were right.", lambda e: e.accepted_tokens),
 )
 
 GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
@@ -40,6 +43,7 @@ HISTOGRAMS: tuple[tuple[str, str, Callable[[LoopStats], Histogram]], ...] = (
     ("realm_batch_size", "Requests that a step moved on.", lambda s: s.batch_size),
     ("realm_time_to_first_token_seconds", "From arrival to the first token.", lambda s: s.first_token_seconds),
     ("realm_inter_token_seconds", "Between two tokens of one request.", lambda s: s.between_tokens_seconds),
+    ("realm_tokens_per_step", "Tokens that a step gave one request.", lambda s: s.tokens_per_step),
     ("realm_request_seconds", "From arrival to the end.", lambda s: s.request_seconds),
 )
 
@@ -59,8 +63,18 @@ class RuntimeCollector(Collector):
                 requests.add_metric([model_id, outcome], count)
         yield requests
         yield from _counters(rows)
+        yield from _drafts(rows)
+        yield self._draft_models()
         yield from _gauges(rows)
         yield from _histograms(rows)
+
+    def _draft_models(self) -> Metric:
+        text = "1 for the draft model that a model speculates with."
+        info = GaugeMetricFamily("realm_draft_model_info", text, labels=[*_LABELS, "draft_model"])
+        for model in self._runtime.models:
+            if model.draft_model_id is not None:
+                info.add_metric([model.model_id, model.draft_model_id], 1)
+        return info
 
 
 Rows = list[tuple[str, LoopStats, EngineStats]]
@@ -71,6 +85,15 @@ def _counters(rows: Rows) -> Iterator[Metric]:
         counter = CounterMetricFamily(name, text, labels=_LABELS)
         for model_id, stats, engine in rows:
             counter.add_metric([model_id], read(stats, engine))
+        yield counter
+
+
+def _drafts(rows: Rows) -> Iterator[Metric]:
+    for name, text, read in DRAFTS:
+        counter = CounterMetricFamily(name, text, labels=[*_LABELS, "source", "tenant"])
+        for model_id, _, engine in rows:
+            for (source, tenant), count in sorted(read(engine).items()):
+                counter.add_metric([model_id, source, tenant], count)
         yield counter
 
 

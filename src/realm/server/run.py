@@ -14,6 +14,8 @@ from realm.runtime.manager import RuntimeManager
 from realm.server.app import create_app
 from realm.server.config import ServerConfig
 
+logger = logging.getLogger(__name__)
+
 # The engine's thread comes back from each step to find the event loop's thread holding the interpreter. At Python's
 # default it may wait 5 ms for it, longer than a step.
 _SWITCH_INTERVAL_SECONDS = 0.0005
@@ -32,6 +34,8 @@ def serve(runtime: RuntimeManager, config: ServerConfig) -> None:
         model = runtime.model()
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
         logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        if model.draft_model_id is not None:
+            logger.info("%s drafts for %s", model.draft_model_id, model.model_id)
         options = uvicorn.Config(
             create_app(runtime, config),
             access_log=False,
