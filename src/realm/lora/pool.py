@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
 
 from realm.core.errors import Internal, InvalidRequest, NotFound, RealmError
 from realm.core.types import AdapterRef
 from realm.kernels.ops import Executor, LoRALayer
-from realm.lora.adapter import LoRAWeights
 
 _log = logging.getLogger(__name__)
 
 Key: TypeAlias = tuple[str, float]
 """Content hash and scale: what decides the result."""
 Job: TypeAlias = Callable[[], None]
+
+
+class Source(Protocol):
+    """Where an adapter's weights come from: `LoRAWeights`, or a file that is read when they are needed."""
+
+    @property
+    def layers(self) -> Mapping[str, LoRALayer]:
+        """Changes by module name. May read files.
+
+        Raises:
+            RealmError: they can't be read.
+        """
+
+    @property
+    def outline(self) -> Mapping[str, LoRALayer]:
+        """Layers of the same shapes, at once; their values say nothing."""
 
 
 @dataclass(slots=True)
@@ -30,6 +47,13 @@ class _Entry:
     installed: bool = False  # the executor knows it
     error: RealmError | None = None
     num_users: int = 0
+    awaited: bool = False  # a request asked for it before it was ready, and has not had it yet
+    unwanted: bool = False  # goes when its last user does
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its load has ended, well or not."""
+        return self.packed is not None or self.error is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +66,12 @@ class PoolStats:
     num_pinned: int
     num_loads: int
     num_evictions: int
-    num_waits: int
-    """Times that a request asked for an adapter which was not ready."""
+    num_hits: int
+    """Requests that found their adapter ready."""
+    num_misses: int
+    """Requests that had to wait for a load."""
+    load_seconds: float
+    """In reading and packing, all loads together; steps go on meanwhile."""
 
 
 class AdapterPool:
@@ -53,7 +81,7 @@ class AdapterPool:
 
     Args:
         executor: Packs adapters and computes with them.
-        find: Weights by content hash, bound to the model; KeyError if nobody holds them any more.
+        find: Weights by content hash, bound to the model; KeyError if nobody holds them any more. Called often.
         capacity_bytes: Memory of the packed adapters, those being packed included.
         num_slots: Adapters at a time.
         submit: Runs a job elsewhere; on a thread of the pool's own if None.
@@ -62,7 +90,7 @@ class AdapterPool:
     def __init__(
         self,
         executor: Executor,
-        find: Callable[[str], LoRAWeights],
+        find: Callable[[str], Source],
         capacity_bytes: int,
         *,
         num_slots: int = 4096,
@@ -80,7 +108,9 @@ class AdapterPool:
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._pinned: set[Key] = set()
         self._used_bytes = 0
-        self._num_loads = self._num_evictions = self._num_waits = 0
+        self._sizes: WeakKeyDictionary[Source, int] = WeakKeyDictionary()
+        self._num_loads = self._num_evictions = self._num_hits = self._num_misses = 0
+        self._load_seconds = 0.0
         self.on_ready: Job = _nothing
         """Called, on any thread, when an adapter that a request waits for may be ready."""
 
@@ -93,7 +123,7 @@ class AdapterPool:
         """
         with self._lock:
             if _key(ref) not in self._entries:
-                self._size_of(ref)
+                self._check_size(ref)
 
     def acquire(self, ref: AdapterRef) -> int | None:
         """Hold the adapter and give its slot; None if it isn't ready, which starts getting it ready if there is room.
@@ -102,16 +132,24 @@ class AdapterPool:
             RealmError: it can't be loaded; the request ends with this error.
         """
         with self._lock:
-            entry = self._entries.get(_key(ref)) or self._load(ref)
-            if entry is not None and entry.error is not None:
+            entry = self._entries.get(_key(ref))
+            if entry is None:
+                entry = self._load(ref)
+                if entry is None:
+                    return None
+                entry.awaited = True
+            if entry.error is not None:
                 self._remove(_key(ref))
                 raise entry.error
-            if entry is None or entry.packed is None:
-                self._num_waits += 1
+            if entry.packed is None:
+                entry.awaited = True
                 return None
             if not entry.installed:
                 self._executor.set_adapter(entry.slot, entry.packed)
                 entry.installed = True
+            self._num_misses += entry.awaited
+            self._num_hits += not entry.awaited
+            entry.awaited = False
             entry.num_users += 1
             self._entries.move_to_end(_key(ref))
             return entry.slot
@@ -122,17 +160,83 @@ class AdapterPool:
             entry = self._by_slot[slot]
             assert entry.num_users > 0, f"slot {slot} was released too often"
             entry.num_users -= 1
+            if entry.unwanted and not entry.num_users:
+                self._remove(next(key for key, other in self._entries.items() if other is entry))
 
-    def pin(self, ref: AdapterRef) -> None:
-        """Keep an adapter resident from its next use on, whatever else is asked for. At most half of the memory.
+    def prefetch(self, ref: AdapterRef) -> bool:
+        """Start getting an adapter ready before a request asks; False if there is no room. On the engine's thread.
 
         Raises:
-            InvalidRequest: the pinned adapters would take more.
+            NotFound, InvalidRequest: as `check`.
+        """
+        with self._lock:
+            entry = self._entries.get(_key(ref))
+            if entry is not None and entry.error is not None:
+                self._remove(_key(ref))
+                entry = None
+            entry = entry or self._load(ref)
+            if entry is not None:
+                entry.unwanted = False
+            return entry is not None
+
+    def discard(self, ref: AdapterRef) -> None:
+        """Free an adapter's memory as soon as no request uses it. On the engine's thread."""
+        with self._lock:
+            entry = self._entries.get(_key(ref))
+            if entry is None:
+                return
+            entry.unwanted = True
+            if not entry.num_users and entry.is_settled:
+                self._remove(_key(ref))
+
+    def failure(self, ref: AdapterRef) -> RealmError | None:
+        """Why its last load failed, until a request is told."""
+        entry = self._entries.get(_key(ref))
+        return None if entry is None else entry.error
+
+    def check_fits(self, name: str, source: Source) -> None:
+        """Refuse an adapter that could never be ready.
+
+        Raises:
+            InvalidRequest: it takes more memory than the pool has.
+        """
+        num_bytes = self._executor.adapter_bytes(source.outline)
+        if num_bytes > self._capacity_bytes:
+            raise _too_large(name, num_bytes, self._capacity_bytes)
+
+    def settle(self) -> Future[None]:
+        """Done when the loads that have been started by now have ended."""
+        settled: Future[None] = Future()
+        self._run(lambda: settled.set_result(None))
+        return settled
+
+    def num_users(self, ref: AdapterRef) -> int:
+        """Requests in the batch that compute with it."""
+        entry = self._entries.get(_key(ref))
+        return 0 if entry is None else entry.num_users
+
+    def packed_bytes(self, ref: AdapterRef) -> int:
+        """Memory that it takes while it is ready.
+
+        Raises:
+            NotFound: the adapter is gone.
+        """
+        with self._lock:
+            source = self._source(ref)
+            if source not in self._sizes:
+                self._sizes[source] = self._executor.adapter_bytes(source.outline)
+            return self._sizes[source]
+
+    def pin(self, ref: AdapterRef) -> None:
+        """Keep an adapter resident, whatever else is asked for, from its next use or `prefetch` on.
+
+        Raises:
+            InvalidRequest: the pinned adapters would take more than half of the memory.
         """
         with self._lock:
             if _key(ref) in self._pinned:
                 return
-            num_bytes = self._pinned_bytes() + self._size_of(ref)
+            num_bytes = self._pinned_bytes() + self._check_size(ref)
             if num_bytes > self._capacity_bytes // 2:
                 raise InvalidRequest(
                     f"pinned adapters would take {num_bytes} bytes, half of the pool is {self._capacity_bytes // 2}",
@@ -165,7 +269,9 @@ class AdapterPool:
                 num_pinned=len(self._pinned),
                 num_loads=self._num_loads,
                 num_evictions=self._num_evictions,
-                num_waits=self._num_waits,
+                num_hits=self._num_hits,
+                num_misses=self._num_misses,
+                load_seconds=self._load_seconds,
             )
 
     def check_integrity(self) -> None:
@@ -184,32 +290,25 @@ class AdapterPool:
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
-    def _size_of(self, ref: AdapterRef) -> int:
-        num_bytes = self._executor.adapter_bytes(self._layers(ref))
+    def _check_size(self, ref: AdapterRef) -> int:
+        num_bytes = self.packed_bytes(ref)
         free = self._capacity_bytes - sum(e.num_bytes for k, e in self._entries.items() if k in self._pinned)
         if num_bytes > free:
-            raise InvalidRequest(
-                f"adapter {ref.name!r} takes {num_bytes} bytes, the pool has {free}",
-                code="adapter_too_large",
-                hint="give the pool more memory",
-            )
+            raise _too_large(ref.name, num_bytes, free)
         return num_bytes
 
-    def _layers(self, ref: AdapterRef) -> Mapping[str, LoRALayer]:
+    def _source(self, ref: AdapterRef) -> Source:
         try:
-            layers = self._find(ref.content_hash).layers
+            return self._find(ref.content_hash)
         except KeyError:
             raise NotFound(f"the adapter {ref.name!r} is gone", code="adapter_not_found", param="model") from None
-        if ref.scale == 1.0:
-            return layers
-        return {name: replace(layer, scale=layer.scale * ref.scale) for name, layer in layers.items()}
 
     def _pinned_bytes(self) -> int:
-        return sum(self._executor.adapter_bytes(self._layers(AdapterRef("", *key))) for key in self._pinned)
+        return sum(self.packed_bytes(AdapterRef("", *key)) for key in self._pinned)
 
     def _load(self, ref: AdapterRef) -> _Entry | None:
         """Start packing an adapter, if what nobody uses makes enough room."""
-        num_bytes = self._size_of(ref)
+        num_bytes = self._check_size(ref)
         if not self._make_room(num_bytes):
             return None
         entry = _Entry(self._free_slots.pop(), num_bytes)
@@ -217,8 +316,8 @@ class AdapterPool:
         self._by_slot[entry.slot] = entry
         self._used_bytes += num_bytes
         self._num_loads += 1
-        layers = self._layers(ref)  # held by the job, whatever becomes of the name
-        self._run(lambda: self._pack(entry, layers))
+        source = self._source(ref)  # held by the job, whatever becomes of the name
+        self._run(lambda: self._pack(_key(ref), entry, source))
         return entry
 
     def _make_room(self, num_bytes: int) -> bool:
@@ -227,7 +326,7 @@ class AdapterPool:
         for key, entry in self._entries.items():
             if free >= num_bytes and slots:
                 break
-            if entry.num_users == 0 and entry.packed is not None and key not in self._pinned:
+            if entry.num_users == 0 and entry.is_settled and key not in self._pinned:
                 victims.append(key)
                 free += entry.num_bytes
                 slots += 1
@@ -254,19 +353,39 @@ class AdapterPool:
             self._threads = ThreadPoolExecutor(1, thread_name_prefix="realm-adapters")
         self._threads.submit(job)
 
-    def _pack(self, entry: _Entry, layers: Mapping[str, LoRALayer]) -> None:
+    def _pack(self, key: Key, entry: _Entry, source: Source) -> None:
+        began = time.perf_counter()
+        scale = key[1]
         try:
+            layers = source.layers
+            if scale != 1.0:
+                layers = {name: replace(layer, scale=layer.scale * scale) for name, layer in layers.items()}
             packed = self._executor.pack_adapter(layers)
+        except RealmError as error:
+            _log.error("an adapter could not be loaded: %s", error)
+            entry.error = error
         except Exception:
             _log.exception("an adapter could not be packed")
             entry.error = Internal("the adapter could not be loaded", hint="see the server's log")
         else:
             entry.packed = packed
+        with self._lock:
+            self._load_seconds += time.perf_counter() - began
+            if entry.unwanted and not entry.awaited and self._entries.get(key) is entry:
+                self._remove(key)
         self.on_ready()
 
 
 def _key(ref: AdapterRef) -> Key:
     return ref.content_hash, ref.scale
+
+
+def _too_large(name: str, num_bytes: int, free: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"adapter {name!r} takes {num_bytes} bytes, the pool has {free}",
+        code="adapter_too_large",
+        hint="give the pool more memory (--adapter-cache-bytes)",
+    )
 
 
 def _nothing() -> None:

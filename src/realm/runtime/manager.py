@@ -20,6 +20,7 @@ from realm.lora.base import BaseModel
 from realm.lora.pool import AdapterPool
 from realm.models.loader import Device, LoadedModel
 from realm.models.loader import load_model as load_executor
+from realm.runtime.adapter_library import unload_adapter
 from realm.runtime.adapters import AdapterRegistry
 from realm.runtime.catalogue import CATALOGUE, local_path
 from realm.runtime.download import ensure_model
@@ -159,9 +160,7 @@ class RuntimeManager:
         Raises:
             NotFound: no such adapter.
         """
-        served = self.model(model)
-        served.adapter_pool.unpin(served.adapters.get(adapter_id).ref)
-        served.adapters.unload(adapter_id)
+        unload_adapter(self.model(model), adapter_id)
 
     def pin_lora_adapter(self, adapter_id: str, pinned: bool = True, *, model: str | None = None) -> None:
         """Keep an adapter ready to compute with, or let it give way to others again.
