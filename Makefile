@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= smollm2-135m
 BIN := $(VENV)/bin
+SESSION := $(shell date -u +%Y-%m-%dT%H:%M:%SZ)
 NATIVE := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml
 
 .PHONY: demo test check bench compare docs clean help
@@ -30,10 +31,11 @@ check: $(VENV)/.test  ## Formatting, lint, types, import layers, generated docs.
 bench: $(VENV)/.installed  ## Speed of this machine, as a table and a row in benchmarks/results.
 	$(BIN)/realm bench $(MODEL) --profile --out benchmarks/results/bench.jsonl
 
-compare: $(VENV)/.test  ## Realm beside llama.cpp and OpenVINO GenAI (builds them first, about 8 minutes).
-	benchmarks/compare/setup_peers.sh
-	$(BIN)/python benchmarks/compare/compare.py --model "$$($(BIN)/realm pull $(MODEL))"
-	$(BIN)/python benchmarks/compare/compare_http.py --model "$$($(BIN)/realm pull $(MODEL))"
+compare: $(VENV)/.test  ## Realm beside llama.cpp and OpenVINO GenAI (builds them first, about 10 minutes; measures 20).
+	PYTHON=$(BIN)/python benchmarks/compare/setup_peers.sh
+	$(BIN)/python benchmarks/compare/compare.py --session $(SESSION) \
+		"$$($(BIN)/realm pull smollm2-135m)" "$$($(BIN)/realm pull gemma3-270m)" > /dev/null
+	$(BIN)/python benchmarks/compare/compare_http.py --session $(SESSION) "$$($(BIN)/realm pull smollm2-135m)"
 
 docs: $(VENV)/.test  ## Write the generated pages anew.
 	$(BIN)/python docs/generate.py
