@@ -20,8 +20,10 @@ class DraftContext:
     num_computed: int = 0
     unverified: list[int] = field(default_factory=list)
     """Drafts whose KV follows; they count as computed once they turn out to be what came."""
+    row: int = -1
+    """The request's row of the block table when it drafted last."""
     num_tabled: int = 0
-    """Blocks of `blocks`, from the first, that the request's row of the block table has, if it is still its row."""
+    """Blocks of `blocks`, from the first, that this row has, if nobody else's are in it."""
 
     def settle(self, tokens: list[int]) -> None:
         """Count those of `unverified` that `tokens` has too, and forget the others."""
@@ -114,8 +116,10 @@ class DraftKV:
         return False
 
     def _tabulate(self, seq: Sequence, context: DraftContext) -> None:
-        if self._owners[seq.row] is not context:
+        # A request that was preempted comes back to any row, also to one that it had before.
+        if context.row != seq.row or self._owners[seq.row] is not context:
             self._owners[seq.row] = context
+            context.row = seq.row
             context.num_tabled = 0
         if context.num_tabled < len(context.blocks):
             self._tables[seq.row, context.num_tabled : len(context.blocks)] = context.blocks[context.num_tabled :]
