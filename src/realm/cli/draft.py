@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -64,6 +65,7 @@ def make(
 
     if corpus is not None and vocab is None:
         raise typer.BadParameter("a corpus is read to choose tokens; give --vocab, too", param_hint="--corpus")
+    _check_place(out)
     with GGUFFile.open(fetch_model(target)) as file:
         spec = read_target(file)
         kept = _layers(layers, spec.num_layers)
@@ -115,6 +117,7 @@ def distill(
     from realm.distill.workdir import WorkDir
     from realm.gguf.reader import GGUFFile
 
+    _check_place(out)
     on_cuda = torch_device == "cuda"
     with GGUFFile.open(fetch_model(target)) as file:
         spec = read_target(file)
@@ -180,6 +183,13 @@ def _distill(
     with _writer(file.path, threads) as model:
         engine_author = EngineAuthor(model, plan.chat)
         return run_recipe(file, teacher, engine_author, plan, out, recipe, work, bars.report, corpus)
+
+
+def _check_place(out: Path) -> None:
+    """Raise InvalidRequest now, rather than after an hour, if `out` can't be written."""
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        problem = "is a directory" if out.is_dir() else f"can't be written: {out.parent} is no writable directory"
+        raise InvalidRequest(f"{out} {problem}", param="out")
 
 
 def _layers(text: str | None, num_layers: int) -> tuple[int, ...]:
