@@ -1,4 +1,4 @@
-"""`realm adapters`: look into LoRA adapter files, and merge one into a model."""
+"""`realm adapters`: look into LoRA adapter files, merge one into a model, or manage those of a running server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look into LoRA adapters, or merge one into a model.", no_args_is_help=True)
+from realm.cli import adapter_admin
+
+app = typer.Typer(
+    help="Look into LoRA adapters, merge one into a model, or manage those of a running server.", no_args_is_help=True
+)
 
 Adapter = Annotated[Path, typer.Argument(help="PEFT directory or GGUF adapter file.")]
 
@@ -42,3 +46,7 @@ def merge(
     with GGUFFile.open(base) as file:
         changed = merge_adapter(file, LoRAWeights.load(adapter), out)
     typer.echo(f"{out}: {len(changed)} matrices changed")
+
+
+for _name, _command in adapter_admin.COMMANDS.items():
+    app.command(_name)(_command)

@@ -25,12 +25,13 @@ from realm.cli.options import (
     Threads,
     speculation,
 )
-from realm.core.config import AUTO_DRAFT
-from realm.server.config import ServerConfig
+from realm.core.config import AUTO_DRAFT, StoreLimits
+from realm.server.config import AdminConfig, ServerConfig
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 _SERVER = ServerConfig()
+_STORE = StoreLimits()
 _LOG_LEVEL = cast(LogLevel, _SERVER.log_level)
 
 
@@ -50,6 +51,16 @@ def serve(
         list[str] | None,
         typer.Option(help="LoRA adapter to load, as NAME=PATH; requests name it as MODEL:NAME. Repeatable."),
     ] = None,
+    admin_key: Annotated[
+        str, typer.Option(help="Opens the admin API, /admin. Without it there is none.", envvar="REALM_ADMIN_KEY")
+    ] = "",
+    adapter_store: Annotated[
+        Path | None,
+        typer.Option(help="Directory of uploaded adapters.  [default: one in the user's data, by model]"),
+    ] = None,
+    max_adapters: Annotated[int, typer.Option(help="Adapters that may be stored.")] = _STORE.max_adapters,
+    max_adapter_bytes: Annotated[int, typer.Option(help="Largest upload.")] = _STORE.max_adapter_bytes,
+    max_store_bytes: Annotated[int, typer.Option(help="All uploads together.")] = _STORE.max_bytes,
     adapter_cache_bytes: Annotated[
         int, typer.Option(help="Memory for adapters that are ready; more of them than fit take turns.")
     ] = ENGINE.adapter_cache_bytes,
@@ -106,6 +117,9 @@ def serve(
         host=host,
         port=port,
         api_keys=tuple(api_key or ()),
+        admin=AdminConfig(admin_key, adapter_store, StoreLimits(max_adapters, max_adapter_bytes, max_store_bytes))
+        if admin_key
+        else None,
         tenants=tenants,
         cors_origins=tuple(cors_origin or ()),
         max_body_bytes=max_body_bytes,

@@ -74,6 +74,17 @@ class ModelConfig:
             raise InvalidRequest("draft_model_id needs a draft_model_path", param="draft_model_id")
 
 
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """How much a store of uploaded adapters may hold."""
+
+    max_adapters: int = 1000
+    max_adapter_bytes: int = 512 << 20
+    """Of one upload."""
+    max_bytes: int = 16 << 30
+    """Of all files together, those included that a stream still needs."""
+
+
 _POSITIVE = (
     "max_batch_size",
     "max_batch_tokens",

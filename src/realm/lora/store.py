@@ -25,22 +25,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from realm.core.config import StoreLimits
 from realm.core.errors import Conflict, InvalidRequest, ModelFileError, NotFound, PayloadTooLarge
 from realm.lora.adapter import check_adapter_name
 
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 GGUF_FILE = "adapter.gguf"
-
-
-@dataclass(frozen=True, slots=True)
-class StoreLimits:
-    """How much a store may hold."""
-
-    max_adapters: int = 1000
-    max_adapter_bytes: int = 512 << 20
-    """Of one upload."""
-    max_bytes: int = 16 << 30
-    """Of all files together, those included that a stream still needs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,7 +185,7 @@ class AdapterLibrary:
         """All that there are, stored or loaded."""
         return {*self._registry.names(), *self.store.records}
 
-    def list(self) -> list[AdapterInfo]:
+    def infos(self) -> list[AdapterInfo]:
         """All of them, by name."""
         self.store.sweep()
         with self._lock:

@@ -13,19 +13,23 @@ from starlette.middleware.cors import CORSMiddleware
 from realm import __version__
 from realm.lora.adapter import LoRAWeights
 from realm.runtime.manager import RuntimeManager
-from realm.server.config import ServerConfig
+from realm.server.admin_api import admin_router, open_library
+from realm.server.config import AdminConfig, ServerConfig
 from realm.server.errors import install_error_handlers
-from realm.server.gate import Gate
+from realm.server.gate import AdminGate, Gate
 from realm.server.metrics import Metrics
 from realm.server.openai_api import openai_router
-from realm.server.tenancy import Tenancy
+from realm.server.tenancy import Tenancy, key_digest
+
+_UPLOAD_FRAME_BYTES = 16 << 10
+"""What multipart/form-data adds to its files."""
 
 
 def create_app(runtime: RuntimeManager, config: ServerConfig | None = None) -> FastAPI:
     """The application over a runtime, which it closes when it shuts down. Models should be loaded before requests come.
 
     Raises:
-        RealmError: the tenants file, or an adapter that it names, can't be used.
+        RealmError: the tenants file, an adapter that it names, or the adapter store can't be used.
     """
     config = config or ServerConfig()
     app = FastAPI(
@@ -35,9 +39,12 @@ def create_app(runtime: RuntimeManager, config: ServerConfig | None = None) -> F
         lifespan=_lifespan,
     )
     app.state.runtime = runtime
+    app.state.library = None
     app.include_router(_operations(runtime))
     app.include_router(openai_router(runtime, config))
-    app.add_middleware(Gate, tenancy=_tenancy(runtime, config), max_body_bytes=config.max_body_bytes)
+    tenancy = _tenancy(runtime, config)
+    admin = None if config.admin is None else _add_admin(app, runtime, config.admin, tenancy)
+    app.add_middleware(Gate, tenancy=tenancy, max_body_bytes=config.max_body_bytes, admin=admin)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(config.cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"]
@@ -56,10 +63,18 @@ def _tenancy(runtime: RuntimeManager, config: ServerConfig) -> Tenancy:
     return tenancy.with_keys(config.api_keys)
 
 
+def _add_admin(app: FastAPI, runtime: RuntimeManager, config: AdminConfig, tenancy: Tenancy) -> AdminGate:
+    app.state.library = library = open_library(runtime, config)
+    app.include_router(admin_router(runtime, library, tenancy))
+    return AdminGate(key_digest(config.key), config.limits.max_adapter_bytes + _UPLOAD_FRAME_BYTES)
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await asyncio.to_thread(app.state.runtime.close)
+    if app.state.library is not None:
+        app.state.library.store.close()
 
 
 def _operations(runtime: RuntimeManager) -> APIRouter:

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from realm.core.config import StoreLimits
 from realm.core.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class AdminConfig:
+    """The admin API.
+
+    Raises:
+        InvalidRequest: a value out of range, naming the field.
+    """
+
+    key: str = field(repr=False)
+    """Opens /admin, and nothing else."""
+    adapter_store: str | Path | None = None
+    """Directory of uploaded adapters; one of the user's for each model, if None."""
+    limits: StoreLimits = StoreLimits()  # noqa: RUF009  (it is frozen)
+
+    def __post_init__(self) -> None:
+        if len(self.key) < 8:
+            raise InvalidRequest("the admin key must have at least 8 characters", param="admin_key")
+        for name in ("max_adapters", "max_adapter_bytes", "max_bytes"):
+            if getattr(self.limits, name) < 1:
+                raise InvalidRequest(f"{name} must be at least 1, got {getattr(self.limits, name)}", param=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +44,8 @@ class ServerConfig:
     """0: any free port, told in the ready line."""
     api_keys: tuple[str, ...] = ()
     """Keys that may use /v1; anyone may if there are none, and no tenants."""
+    admin: AdminConfig | None = None
+    """Without it there is no admin API."""
     tenants: str | Path | None = None
     """A TOML file of tenants, their keys and adapters; see `server.tenancy`."""
     cors_origins: tuple[str, ...] = ()

@@ -2,70 +2,110 @@
 
 from __future__ import annotations
 
+import hmac
 import json
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from realm.core.errors import InvalidRequest, PayloadTooLarge, RealmError
-from realm.server.tenancy import Tenancy
+from realm.core.errors import InvalidRequest, PayloadTooLarge, RealmError, Unauthorized
+from realm.server.tenancy import Tenancy, bearer_digest
 from realm.server.wire import error_body
+
+_ADMIN = "/admin/"
+_UPLOADS = "/admin/v1/adapters/"
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """A body that doesn't claim to be JSON (415)."""
+    """A body that doesn't claim to be what it has to be (415)."""
 
     status = 415
     default_code = "unsupported_media_type"
 
 
-class Gate:
-    """ASGI middleware in front of /v1: puts the tenant into the request's state. Health and metrics pass."""
+@dataclass(frozen=True, slots=True)
+class AdminGate:
+    """Who may use /admin, and how much it takes."""
 
-    def __init__(self, app: ASGIApp, tenancy: Tenancy, max_body_bytes: int) -> None:
+    key_digest: bytes
+    max_upload_bytes: int
+
+    def check(self, authorization: str | None) -> None:
+        """Let the operator in.
+
+        Raises:
+            Unauthorized: no key, or another one.
+        """
+        if not hmac.compare_digest(bearer_digest(authorization), self.key_digest):
+            raise Unauthorized("the admin key is not right", code="invalid_admin_key")
+
+
+class Gate:
+    """ASGI middleware in front of /v1 and /admin: puts the tenant into the request's state. Health and metrics pass.
+
+    Args:
+        app: What comes next.
+        tenancy: Keys of /v1.
+        max_body_bytes: Of a JSON body.
+        admin: Without it, /admin is a path like any other that isn't there.
+    """
+
+    def __init__(self, app: ASGIApp, tenancy: Tenancy, max_body_bytes: int, admin: AdminGate | None = None) -> None:
         self._app = app
         self._tenancy = tenancy
         self._max_body_bytes = max_body_bytes
+        self._admin = admin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on with a counting `receive`."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        path = scope["path"] if scope["type"] == "http" else ""
+        admin = self._admin if path.startswith(_ADMIN) else None
+        if admin is None and not path.startswith("/v1/"):
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, limit = Headers(scope=scope), self._max_body_bytes
         try:
-            scope.setdefault("state", {})["tenant"] = self._tenancy.tenant_of(headers.get("authorization"))
-            if scope["method"] in ("POST", "PUT", "PATCH"):
-                self._check_body_headers(headers)
+            if admin is None:
+                scope.setdefault("state", {})["tenant"] = self._tenancy.tenant_of(headers.get("authorization"))
+            else:
+                admin.check(headers.get("authorization"))
+            if admin is not None and scope["method"] == "PUT" and path.startswith(_UPLOADS):
+                limit = admin.max_upload_bytes
+                self._check_body_headers(headers, "multipart/form-data", limit)
+            elif scope["method"] in ("POST", "PUT", "PATCH") and (admin is None or scope["method"] != "POST"):
+                self._check_body_headers(headers, "application/json", limit)
         except RealmError as e:
             await _refuse(e, send)
             return
-        await self._app(scope, self._counting(receive), send)
+        await self._app(scope, _counting(receive, limit), send)
 
-    def _check_body_headers(self, headers: Headers) -> None:
+    def _check_body_headers(self, headers: Headers, wanted: str, limit: int) -> None:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise UnsupportedMediaType(f"the content type must be application/json, got {kind or 'none'!r}")
+        if kind != wanted:
+            raise UnsupportedMediaType(f"the content type must be {wanted}, got {kind or 'none'!r}")
         length = headers.get("content-length", "")
         if length.isdigit():
-            self._check_size(int(length))
+            _check_size(int(length), limit)
 
-    def _check_size(self, num_bytes: int) -> None:
-        if num_bytes > self._max_body_bytes:
-            raise PayloadTooLarge(f"a body of {num_bytes} bytes is over the limit of {self._max_body_bytes}")
 
-    def _counting(self, receive: Receive) -> Receive:
-        """Bodies without a length are counted as they come in."""
-        num_bytes = 0
+def _check_size(num_bytes: int, limit: int) -> None:
+    if num_bytes > limit:
+        raise PayloadTooLarge(f"a body of {num_bytes} bytes is over the limit of {limit}")
 
-        async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            self._check_size(num_bytes)
-            return message
 
-        return counted
+def _counting(receive: Receive, limit: int) -> Receive:
+    """Bodies without a length are counted as they come in."""
+    num_bytes = 0
+
+    async def counted() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        _check_size(num_bytes, limit)
+        return message
+
+    return counted
 
 
 async def _refuse(error: RealmError, send: Send) -> None:

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from realm.engine.stats import EngineStats
+from realm.lora.pool import PoolStats
 from realm.runtime.manager import RuntimeManager
 from realm.runtime.stats import Histogram, LoopStats
 
@@ -36,6 +37,21 @@ GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("realm_kv_blocks_used", "KV blocks that requests hold.", lambda e: e.kv_blocks_used),
     ("realm_kv_blocks_cached", "Free KV blocks that hold a known prefix.", lambda e: e.kv_blocks_cached),
     ("realm_kv_usage_ratio", "Part of the KV blocks that requests hold, 0 to 1.", lambda e: e.kv_usage),
+)
+
+ADAPTER_COUNTERS: tuple[tuple[str, str, Callable[[PoolStats], float]], ...] = (
+    ("realm_adapter_hits", "Requests that found their adapter ready.", lambda p: p.num_hits),
+    ("realm_adapter_misses", "Requests that had to wait for a load of their adapter.", lambda p: p.num_misses),
+    ("realm_adapter_loads", "Adapters read and packed.", lambda p: p.num_loads),
+    ("realm_adapter_load_seconds", "Time that took, beside the engine's steps.", lambda p: p.load_seconds),
+    ("realm_adapter_evictions", "Adapters that gave way to others.", lambda p: p.num_evictions),
+)
+
+ADAPTER_GAUGES: tuple[tuple[str, str, Callable[[PoolStats], float]], ...] = (
+    ("realm_adapters_resident", "Adapters ready, or being loaded.", lambda p: p.num_resident),
+    ("realm_adapters_pinned", "Adapters that stay ready.", lambda p: p.num_pinned),
+    ("realm_adapter_resident_bytes", "Memory of ready adapters.", lambda p: p.resident_bytes),
+    ("realm_adapter_capacity_bytes", "Memory that ready adapters may take.", lambda p: p.capacity_bytes),
 )
 
 HISTOGRAMS: tuple[tuple[str, str, Callable[[LoopStats], Histogram]], ...] = (
@@ -66,6 +82,7 @@ class RuntimeCollector(Collector):
         yield from _drafts(rows)
         yield self._draft_models()
         yield from _gauges(rows)
+        yield from _adapters({m.model_id: m.adapter_pool.stats() for m in self._runtime.models})
         yield from _histograms(rows)
 
     def _draft_models(self) -> Metric:
@@ -103,6 +120,15 @@ def _gauges(rows: Rows) -> Iterator[Metric]:
         for model_id, _, engine in rows:
             gauge.add_metric([model_id], read(engine))
         yield gauge
+
+
+def _adapters(pools: Mapping[str, PoolStats]) -> Iterator[Metric]:
+    for family, metrics in ((CounterMetricFamily, ADAPTER_COUNTERS), (GaugeMetricFamily, ADAPTER_GAUGES)):
+        for name, text, read in metrics:
+            metric = family(name, text, labels=_LABELS)
+            for model_id, stats in pools.items():
+                metric.add_metric([model_id], read(stats))
+            yield metric
 
 
 def _histograms(rows: Rows) -> Iterator[Metric]:

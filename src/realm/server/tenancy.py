@@ -59,6 +59,8 @@ class Tenancy:
     """The adapter that a tenant gets when it names none."""
     adapters: Mapping[str, Path] = field(default_factory=dict)
     """Adapters to load, by name."""
+    overrides: dict[str, Tenant] = field(default_factory=dict)
+    """Tenants, by id, as they have been changed since; see `server.grants`."""
 
     @classmethod
     def load(cls, path: str | Path) -> Tenancy:
@@ -79,7 +81,7 @@ class Tenancy:
 
     def with_keys(self, api_keys: Iterable[str]) -> Tenancy:
         """The same, with plain keys that open everything under the default tenant's name."""
-        plain = {hashlib.sha256(key.encode()).digest(): ANYONE for key in api_keys}
+        plain = {key_digest(key): ANYONE for key in api_keys}
         return Tenancy({**self.keys, **plain}, self.defaults, self.adapters)
 
     def tenant_of(self, authorization: str | None) -> Tenant:
@@ -88,16 +90,34 @@ class Tenancy:
         Raises:
             Unauthorized: no key, or none that is known.
         """
+        tenant = self._tenant_of(authorization)
+        return self.overrides.get(tenant.tenant_id, tenant)
+
+    def _tenant_of(self, authorization: str | None) -> Tenant:
         if not self.keys:
             return ANYONE
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise Unauthorized("an API key is needed", code="missing_api_key", hint="send `Authorization: Bearer KEY`")
         # How long looking up a digest takes tells nothing about keys: whoever chooses a key doesn't choose its digest.
-        tenant = self.keys.get(hashlib.sha256(key.strip().encode(errors="surrogateescape")).digest())
+        tenant = self.keys.get(bearer_digest(authorization))
         if tenant is None:
             raise Unauthorized("the API key is not known")
         return tenant
+
+
+def key_digest(key: str) -> bytes:
+    """What is kept of a key."""
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def bearer_digest(authorization: str | None) -> bytes:
+    """Digest of the key in an Authorization header.
+
+    Raises:
+        Unauthorized: there is none.
+    """
+    scheme, _, key = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise Unauthorized("an API key is needed", code="missing_api_key", hint="send `Authorization: Bearer KEY`")
+    return key_digest(key.strip())
 
 
 def _read(content: dict[str, Any], folder: Path) -> Tenancy:
