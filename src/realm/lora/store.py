@@ -147,6 +147,7 @@ class AdapterStore:
             self._lock_file = (root / "lock").open("w")
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._lock_file.close()
             raise InvalidRequest(
                 f"the adapter store {root} is in use by another server",
                 code="adapter_store_in_use",

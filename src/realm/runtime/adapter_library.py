@@ -141,6 +141,8 @@ class AdapterLibrary:
             NotFound: no such adapter.
         """
         with self._lock:
+            if name not in self.names():
+                raise unknown_adapter(name)
             if self._registered(name) is not None:
                 unload_adapter(self._model, name)
             if name not in self.store.records:
@@ -259,6 +261,7 @@ class AdapterLibrary:
         self._pool.settle().result()
         error: RealmError | None = self._pool.failure(ref)
         if error is not None:
+            self._model.loop.call(lambda: self._pool.discard(ref)).result()
             raise error
 
 
