@@ -90,7 +90,11 @@ def request_of(request_id: str, prompt: Iterable[int] | int = 20, *, domain: byt
     """A greedy request for 8 tokens unless told otherwise; an int prompt is its length."""
     if isinstance(prompt, int):
         prompt = prompt_of(sum(request_id.encode()), prompt)
-    options = {key: params.pop(key) for key in ("adapter", "deadline", "speculate", "tenant_id") if key in params}
+    options = {
+        key: params.pop(key)
+        for key in ("adapter", "deadline", "max_draft_tokens", "speculate", "tenant_id")
+        if key in params
+    }
     params = {"temperature": 0.0, "max_tokens": 8} | params
     return Request(request_id, tuple(prompt), SamplingParams(**params), cache_domain=domain, **options)  # type: ignore[arg-type]
 

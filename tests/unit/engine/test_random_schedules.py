@@ -8,10 +8,12 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.engine_harness import Driver, ScriptedProposer
+from tests.speculation_harness import FakeDraft, always_draft
 
-from realm.core.config import EngineConfig
+from realm.core.config import EngineConfig, SpeculativeConfig
 from realm.core.types import AdapterRef, Batch, FinishReason, Request, SamplingParams
 from realm.engine.engine import Engine
+from realm.models.draft import DraftModel
 from realm.testing.clock import FakeClock
 from realm.testing.fake import FakeExecutor
 
@@ -19,6 +21,13 @@ VOCAB = 48
 KV_TOKENS = 160
 ADAPTERS = [None, None, AdapterRef("a", "aa"), AdapterRef("b", "bb"), AdapterRef("c", "cc")]
 END_IDS = (7,)
+DRAFT_MODEL = SpeculativeConfig(draft_k=2, max_draft_tokens=7, lookup=False)
+SPECULATION = {
+    "lookup": SpeculativeConfig(lookup_history=True),
+    "model": DRAFT_MODEL,
+    "wrong model": DRAFT_MODEL,
+    "all": SpeculativeConfig(lookup_history=True),
+}
 
 
 class TwoSlots:
@@ -59,6 +68,7 @@ class Storm:
     num_kv_blocks: int
     prefix_cache: bool
     drafts: str
+    num_draft_blocks: int
     trouble: float
 
 
@@ -70,7 +80,8 @@ storms = st.builds(
     max_batch_tokens=st.sampled_from([6, 7, 16, 33, 64, 256]),
     num_kv_blocks=st.integers(KV_TOKENS // 16, 40),
     prefix_cache=st.booleans(),
-    drafts=st.sampled_from(["none", "perfect", "random", "hopeless"]),
+    drafts=st.sampled_from(["none", "perfect", "random", "hopeless", "lookup", "model", "wrong model", "all"]),
+    num_draft_blocks=st.sampled_from([2, 12, 40]),
     trouble=st.sampled_from([0.0, 0.1, 0.4]),
 )
 
@@ -117,8 +128,10 @@ def test_each_request_gives_what_it_gives_alone(storm: Storm):
     requests = [random_request(rng, f"r{i}") for i in range(storm.num_requests)]
     expected = {r.request_id: run_alone(r).results[r.request_id] for r in requests}
     proposer = None
-    if storm.drafts != "none":
+    if storm.drafts in ("perfect", "random", "hopeless"):
         proposer = ScriptedProposer({name: e.token_ids for name, e in expected.items()}, storm.drafts, VOCAB)
+    models = storm.drafts in ("model", "wrong model", "all")
+    draft = FakeDraft(VOCAB, storm.num_draft_blocks, wrong=storm.drafts == "wrong model") if models else None
     failing = False
 
     def on_step(batch: Batch) -> None:
@@ -134,10 +147,21 @@ def test_each_request_gives_what_it_gives_alone(storm: Storm):
         kv_block_tokens=16,
         prefix_cache=storm.prefix_cache,
         num_threads=1,
+        speculative=SPECULATION.get(storm.drafts),
     )
     executor = FakeExecutor(VOCAB, storm.num_kv_blocks, 16, adapters=slots, on_step=on_step)
     adapters = TwoSlots(slots)
-    engine = Engine(executor, config, END_IDS, clock=clock, proposer=proposer, adapters=adapters)
+    engine = Engine(
+        executor,
+        config,
+        END_IDS,
+        clock=clock,
+        proposer=proposer,
+        adapters=adapters,
+        draft=None if draft is None else DraftModel(draft),
+    )
+    if storm.drafts in SPECULATION:
+        always_draft(engine)
     driver = Driver(engine)
     touched: set[str] = set()
     for request in requests:
@@ -156,6 +180,7 @@ def test_each_request_gives_what_it_gives_alone(storm: Storm):
             clock.advance(1.0)
     driver.drain()
     assert adapters.pins == [0, 0]
+    assert draft is None or not draft.failures
     for request in requests:
         result, right = driver.results[request.request_id], expected[request.request_id]
         whole = result.reason in (FinishReason.LENGTH, FinishReason.STOP) and request.request_id not in touched
