@@ -28,7 +28,9 @@ RECIPE = Recipe((0, 2), 200, 8_000, 90, 768, 4e-3, 64, 16, 0)
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("distill") / "tiny.gguf", TinyModel(num_layers=3, context_length_tokens=96))
+    return write_tiny_model(
+        tmp_path_factory.mktemp("distill") / "tiny.gguf", TinyModel(num_layers=3, context_length_tokens=96)
+    )
 
 
 def run(target: Path, directory: Path, recipe: Recipe = RECIPE, stop_at: int | None = None) -> Outcome:
