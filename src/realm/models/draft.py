@@ -30,7 +30,7 @@ from realm.gguf.writer import OutputTensor, write_gguf
 from realm.kernels.ops import Executor, Linear, QuantTensor
 from realm.models.config import ModelSpec, read_spec
 from realm.models.weights import Weights, load_blocks, load_weights, rope_factors
-from realm.tokenizer.tokenizer import load_tokenizer
+from realm.tokenizer.vocabulary import read_vocabulary
 
 PREFIX = "realm.draft."
 VERSION = 1
@@ -73,11 +73,22 @@ def read_draft(draft: GGUFFile, target: GGUFFile) -> DraftWeights:
     """
     if is_draft_file(draft.metadata):
         return _read_blocks(draft, target)
-    difference = load_tokenizer(target.metadata).first_difference(load_tokenizer(draft.metadata))
+    difference = _vocabulary_difference(draft.metadata, target.metadata)
     if difference is not None:
         raise _mismatch(draft, f"its vocabulary differs from the target's: {difference}")
     spec = read_spec(draft.metadata, rope_factors(draft))
+    num_tokens = read_spec(target.metadata, rope_factors(target)).vocab_size
+    if spec.vocab_size < num_tokens:
+        raise _mismatch(draft, f"its embedding has {spec.vocab_size} rows, and the target's has {num_tokens}")
     return DraftWeights(load_weights(draft, spec), spec, None, frozenset())
+
+
+def _vocabulary_difference(draft: Metadata, target: Metadata) -> str | None:
+    """What keeps a token id from meaning the same in both, in words."""
+    kinds = [metadata.get_str("tokenizer.ggml.model") for metadata in (draft, target)]
+    if kinds[0] != kinds[1]:
+        return f"it is of the kind {kinds[0]!r} against {kinds[1]!r}"
+    return read_vocabulary(draft).first_difference(read_vocabulary(target))
 
 
 def fits(draft: GGUFFile, target: GGUFFile) -> bool:

@@ -115,14 +115,6 @@ class Tokenizer:
         """Text of one token alone; part of a character shows as U+FFFD."""
         return self._pieces[token_id].decode("utf-8", "replace")
 
-    def first_difference(self, other: Tokenizer) -> str | None:
-        """Where the vocabularies first differ, in words; None if a draft of one can serve the other."""
-        return self.vocabulary.first_difference(other.vocabulary)
-
-    def same_vocabulary(self, other: Tokenizer) -> bool:
-        """True if every token id means the same in both; `first_difference` tells why not."""
-        return self.first_difference(other) is None
-
 
 def load_tokenizer(metadata: Mapping[str, object]) -> Tokenizer:
     """Build the tokenizer that GGUF metadata (`tokenizer.ggml.*`) describes.

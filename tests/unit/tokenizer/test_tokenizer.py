@@ -181,10 +181,16 @@ def test_an_unknown_pre_tokenizer_names_those_supported() -> None:
 
 def test_vocabularies_are_compared_token_by_token() -> None:
     tokenizer = load_tokenizer(BPE)
-    assert tokenizer.same_vocabulary(load_tokenizer(bpe_metadata("smollm")))
+    assert tokenizer.vocabulary.first_difference(load_tokenizer(bpe_metadata("smollm")).vocabulary) is None
     other = load_tokenizer(changed(BPE, tokens=[*BPE[G + "tokens"][:-1], "<thought>"]))
-    assert tokenizer.first_difference(other) == f"token {NUM_BPE - 1} is '<think>' against '<thought>'"
+    assert (
+        tokenizer.vocabulary.first_difference(other.vocabulary)
+        == f"token {NUM_BPE - 1} is '<think>' against '<thought>'"
+    )
     shorter = load_tokenizer(bpe_metadata(num_tokens=500))
-    assert tokenizer.first_difference(shorter) == f"{NUM_BPE} tokens against 504"
+    assert tokenizer.vocabulary.first_difference(shorter.vocabulary) == f"{NUM_BPE} tokens against 504"
     retyped = load_tokenizer(changed(BPE, token_type=[*BPE[G + "token_type"][:-1], 3]))
-    assert tokenizer.first_difference(retyped) == f"token {NUM_BPE - 1} ('<think>') is not special against special"
+    assert (
+        tokenizer.vocabulary.first_difference(retyped.vocabulary)
+        == f"token {NUM_BPE - 1} ('<think>') is not special against special"
+    )
