@@ -20,6 +20,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.
 |---|---|
 | `REALM_MODELS` | directory of downloaded models; `~/.cache/realm/models` without it |
 | `REALM_API_KEY` | keys for `realm serve`, space separated |
+| `REALM_ADMIN_KEY` | key of the admin API, for `realm serve` and `realm adapters` |
+| `REALM_URL` | the server that `realm adapters` talks to |
 | `REALM_CPU_ISA` | kernels to use: `avx512vnni`, `avx2vnni`, `avx2` or `portable`; else the best one |
 | `REALM_DEBUG` | as `--debug` |
 | `HF_TOKEN`, `HF_ENDPOINT` | token for, and mirror of, Hugging Face |
