@@ -13,6 +13,7 @@
 #include <stdexcept>
 
 #include "bindings.h"
+#include "drafting.h"
 #include "pack.h"
 #include "program.h"
 
@@ -46,16 +47,46 @@ int int_size(std::size_t n) {
   return static_cast<int>(n);
 }
 
-void step(Program& program, const Ints& token_ids, const Ints& query_starts, const Ints& context_lens,
-          const Ints2& block_tables, const Ints& logit_rows, const Ints& adapter_slots) {
+StepInput step_input(const Ints& token_ids, const Ints& query_starts, const Ints& context_lens, const Ints2& block_tables,
+                     const Ints& logit_rows, const Ints& adapter_slots) {
   const std::size_t num_requests = context_lens.shape(0);
   if (query_starts.shape(0) != num_requests + 1 || block_tables.shape(0) != num_requests || adapter_slots.shape(0) != num_requests)
     throw std::invalid_argument("query_starts, context_lens, block_tables and adapter_slots disagree about the number of requests");
-  const StepInput input{int_size(token_ids.shape(0)), int_size(num_requests), int_size(logit_rows.shape(0)),
-                        int_size(block_tables.shape(1)), token_ids.data(), query_starts.data(), context_lens.data(),
-                        block_tables.data(), logit_rows.data(), adapter_slots.data()};
+  return {int_size(token_ids.shape(0)), int_size(num_requests), int_size(logit_rows.shape(0)), int_size(block_tables.shape(1)),
+          token_ids.data(), query_starts.data(), context_lens.data(), block_tables.data(), logit_rows.data(), adapter_slots.data()};
+}
+
+void step(Program& program, const Ints& token_ids, const Ints& query_starts, const Ints& context_lens,
+          const Ints2& block_tables, const Ints& logit_rows, const Ints& adapter_slots) {
+  const StepInput input = step_input(token_ids, query_starts, context_lens, block_tables, logit_rows, adapter_slots);
   nb::gil_scoped_release release;
   program.step(input);
+}
+
+template <class T, int N>
+using Out = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+
+int run_draft(Program& program, const Ints& token_ids, const Ints& query_starts, const Ints& context_lens,
+              const Ints2& block_tables, const Ints& logit_rows, const Ints& adapter_slots, const Ints& limits,
+              const Array<float, nb::ndim<2>>& rates, const Floats& means, const Floats& bounds, float worth_verifying,
+              float worth_drafting, const std::optional<Ints>& names, Out<std::int32_t, 2> tokens, Out<std::int32_t, 2> classes,
+              Out<std::int32_t, 1> num_guesses, Out<std::int32_t, 1> num_drafts, Out<std::int32_t, 1> step_rows,
+              Out<double, 1> step_seconds) {
+  const std::size_t count = logit_rows.shape(0), max_steps = step_rows.shape(0);
+  for (std::size_t size : {limits.shape(0), rates.shape(0), means.shape(0), tokens.shape(0), classes.shape(0),
+                           num_guesses.shape(0), num_drafts.shape(0)})
+    if (size != count) throw std::invalid_argument("one limit, rate and result for each request that drafts");
+  if (max_steps < 1 || tokens.shape(1) != max_steps || classes.shape(1) != max_steps || step_seconds.shape(0) != max_steps)
+    throw std::invalid_argument("results of max_steps steps, at least one");
+  if (rates.shape(1) != bounds.shape(0) + 1) throw std::invalid_argument("one class more than bounds");
+  if (names && names->shape(0) != static_cast<std::size_t>(program.num_outputs()))
+    throw std::invalid_argument("one token id for each output");
+  const DraftPlan plan{step_input(token_ids, query_starts, context_lens, block_tables, logit_rows, adapter_slots),
+                       int_size(max_steps), int_size(rates.shape(1)), limits.data(), rates.data(), means.data(), bounds.data(),
+                       names ? names->data() : nullptr, worth_verifying, worth_drafting};
+  const DraftResult result{tokens.data(), classes.data(), num_guesses.data(), num_drafts.data(), step_rows.data(), step_seconds.data()};
+  nb::gil_scoped_release release;
+  return draft(program, plan, result);
 }
 
 // (site, part, A [rank, K], B [N, rank], scale)
@@ -133,6 +164,7 @@ void bind_program(nb::module_& m) {
       .def("logits", &Program::logits, "x"_a, "matrices"_a, "biases"_a)
       .def("step", &step, "token_ids"_a, "query_starts"_a, "context_lens"_a, "block_tables"_a, "logit_rows"_a,
            "adapter_slots"_a)
+      .def("draft", &run_draft)
       .def("pack_adapter",
            [](const Program& p, const std::vector<Change>& given) {
              std::vector<LoraChange> changes = changes_of(p, given);

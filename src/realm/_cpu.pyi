@@ -129,6 +129,28 @@ class Program:
         logit_rows: NDArray[np.int32],
         adapter_slots: NDArray[np.int32],
     ) -> None: ...
+    def draft(
+        self,
+        token_ids: NDArray[np.int32],
+        query_starts: NDArray[np.int32],
+        context_lens: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+        logit_rows: NDArray[np.int32],
+        adapter_slots: NDArray[np.int32],
+        limits: NDArray[np.int32],
+        rates: NDArray[np.float32],
+        means: NDArray[np.float32],
+        bounds: NDArray[np.float32],
+        worth_verifying: float,
+        worth_drafting: float,
+        names: NDArray[np.int32] | None,
+        tokens: NDArray[np.int32],
+        classes: NDArray[np.int32],
+        num_guesses: NDArray[np.int32],
+        num_drafts: NDArray[np.int32],
+        step_rows: NDArray[np.int32],
+        step_seconds: NDArray[np.float64],
+    ) -> int: ...
     def logits_buffer(self) -> NDArray[np.float32]: ...
     def set_profiling(self, on: bool) -> None: ...
     def profile(self) -> list[tuple[str, float]]: ...

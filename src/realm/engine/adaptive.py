@@ -13,7 +13,9 @@ from itertools import accumulate
 # Until steps of different sizes were timed: a row more is taken to cost this part of a step's fixed cost.
 _PRIOR_ROW_COST = 0.05
 _SMOOTHING = 0.1
-_MAX_OUTLIER = 3.0
+# What disturbs a step only ever makes it slower: averages fall quickly and rise slowly, towards an undisturbed step.
+_FALL, _RISE = 0.3, 0.05
+_MAX_OUTLIER = 2.0
 _STALE_STEPS = 4096
 _MIN_GAIN = 1.01
 _MIN_CHANCE = 0.02
@@ -47,8 +49,8 @@ class StepCost:
         timing = self._timings.setdefault(_size_class(num_rows), _Timing(num_rows, seconds))
         timing.last_step = self._num_steps
         timing.num_rows += _SMOOTHING * (num_rows - timing.num_rows)
-        # A step that was interrupted says nothing about its size.
-        timing.seconds += _SMOOTHING * (min(seconds, _MAX_OUTLIER * timing.seconds) - timing.seconds)
+        change = min(seconds, _MAX_OUTLIER * timing.seconds) - timing.seconds
+        timing.seconds += change * (_FALL if change < 0.0 else _RISE)
         oldest = self._num_steps - _STALE_STEPS
         for size in [size for size, timing in self._timings.items() if timing.last_step < oldest]:
             del self._timings[size]
@@ -138,6 +140,8 @@ class DraftLength:
         self._usual_choices = 0.0
         self.hopeful = True
         """Whether drafts that are always right would pay in this step; if not, making guesses is a waste."""
+        self.rival = 0.0
+        """How often another source, which a request without a draft goes to, was right lately; 0 if it is silent."""
 
     def begin_step(self, num_rows: int, num_tokens: float) -> None:
         """A step has `num_rows` rows without drafts, which will yield `num_tokens` (one for each request decoding)."""
@@ -176,18 +180,21 @@ class DraftLength:
         self._num_tokens += best_tokens
         return best
 
-    def speed(self, more_seconds: float) -> float:
-        """Tokens per second of the step as planned so far, which `more_seconds` come on top of."""
-        return self._num_tokens / (self.cost.seconds(self._num_rows) + more_seconds)
+    def speed(self, num_drafts: int = 0, num_right: float = 0.0, draft_seconds: float = 0.0) -> float:
+        """Tokens per second of the step as planned so far, with `num_drafts` more rows of which `num_right` are right.
+
+        `draft_seconds` is what these drafts cost.
+        """
+        return (self._num_tokens + num_right) / (self.cost.seconds(self._num_rows + num_drafts) + draft_seconds)
 
     def row_seconds(self, num_rows: int) -> float:
         """What each of `num_rows` more rows would cost."""
         return (self.cost.seconds(self._num_rows + num_rows) - self.cost.seconds(self._num_rows)) / num_rows
 
-    def add(self, num_rows: int, num_tokens: float) -> None:
-        """Plan `num_rows` more rows, which will yield `num_tokens` on average."""
-        self._num_rows += num_rows
-        self._num_tokens += num_tokens
+    @property
+    def step_seconds(self) -> float:
+        """What the step as planned so far takes."""
+        return self.cost.seconds(self._num_rows)
 
     def end_step(self, num_rows: int, seconds: float) -> None:
         """The step had `num_rows` rows, drafts included, and took `seconds`.
@@ -198,29 +205,22 @@ class DraftLength:
 
 
 class Probing:
-    """When to draft a token although it doesn't seem to pay: after longer and longer pauses, to notice a change.
+    """When to draft although it doesn't seem to pay, to notice a change: whenever it costs a small share of the time.
 
     Args:
-        first: Steps until the first probe.
-        longest: Longest pause between probes, in steps.
+        share: Of all time that may go into probes.
     """
 
-    __slots__ = ("_first", "_longest", "_pause", "_waited")
+    __slots__ = ("_saved_seconds", "_share")
 
-    def __init__(self, first: int = 16, longest: int = 256) -> None:
-        self._first = self._pause = first
-        self._longest = longest
-        self._waited = 0
+    def __init__(self, share: float = 0.015) -> None:
+        self._share = share
+        self._saved_seconds = 0.0
 
-    def due(self) -> bool:
-        """Called once for each step without a draft: whether to probe in it."""
-        self._waited += 1
-        if self._waited < self._pause:
+    def due(self, step_seconds: float, probe_seconds: float) -> bool:
+        """Called once for each step without a draft: whether to spend `probe_seconds` in it."""
+        self._saved_seconds = min(self._saved_seconds + self._share * step_seconds, probe_seconds)
+        if self._saved_seconds < probe_seconds:
             return False
-        self._waited = 0
-        self._pause = min(2 * self._pause, self._longest)
+        self._saved_seconds = 0.0
         return True
-
-    def reset(self) -> None:
-        """Drafting pays again."""
-        self._pause, self._waited = self._first, 0

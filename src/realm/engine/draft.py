@@ -8,7 +8,6 @@ that the draft could not settle are compared with what came all the same, so tha
 from __future__ import annotations
 
 import time
-from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,20 +15,20 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from realm.core.config import EngineConfig
-from realm.core.types import Float32Array, Int32Array
+from realm.core.types import Int32Array
 from realm.engine.adaptive import AcceptanceRate, DraftLength, Probing, StepCost
 from realm.engine.draft_kv import DraftContext, DraftKV, draft_batch
 from realm.engine.sequence import Sequence
+from realm.kernels.drafting import SURENESS_BOUNDS, DraftPlan, DraftRound, draft
 from realm.kernels.ops import Executor
 from realm.models.draft import DraftModel
 
-_SURE = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95)
-"""Bounds between the classes of sureness: of the draft model's probability of its likeliest token."""
 _PRIOR_RATES = (0.1, 0.25, 0.4, 0.55, 0.65, 0.8, 0.9, 0.97)
 _PRIOR_MEAN = 0.65
 _MAX_TENANTS = 1024
 _CATCH_UP_PER_TOKEN = 32  # a prompt is worth computing for at least one output token in this many
-_TRIED_LENGTHS = (1, 2, 4, 8)
+_TRIED_LENGTHS = (1, 2, 3, 4, 6, 8, 12)
+_MIN_GAIN = 1.02
 _WINDOW_ROWS = 4  # over which the cost of a row is averaged: kernels work in tiles
 _MIN_CATCH_UP_TOKENS = 64
 
@@ -72,9 +71,6 @@ class _Drafting:
     state: _State
     context: DraftContext
     limit: int
-    chance: float = 1.0
-    """That everything drafted so far is right."""
-    drafts: list[int] = field(default_factory=list)
 
 
 class DraftModelProposer:
@@ -107,7 +103,8 @@ class DraftModelProposer:
         self._token_ids = token_ids
         self._max_batch_tokens = max_batch_tokens
         self._clock = clock
-        self._cost = StepCost()
+        self._first_cost = StepCost()  # of a round's first step and all that is around it: nothing is in the caches
+        self._cost = StepCost()  # of each step after it
         self._states: dict[str, _State] = {}
         self._tenants: OrderedDict[str, _Rates] = OrderedDict()
         self._probing = Probing()
@@ -115,9 +112,20 @@ class DraftModelProposer:
     def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
         """Drafts for requests that decode, each with the most tokens that it may have; [] where none would pay."""
         drafts: list[list[int]] = [[] for _ in requests]
-        if self._length.hopeful:
-            for drafting in self._draft(self._choose(requests)):
-                drafts[drafting.index] = drafting.drafts
+        began = self._clock()
+        self._length.rival = 0.0
+        if not self._length.hopeful:
+            return drafts
+        drafting, speed = self._choose(requests)
+        drafting = [d for d in drafting if self._reserve(d, drafting)]
+        if drafting:
+            done = self._draft(drafting, speed, drafts)
+            later = float(done.step_seconds[1 : done.num_steps].sum())
+            self._first_cost.observe(int(done.step_rows[0]), self._clock() - began - later)
+            for rows, seconds in zip(
+                done.step_rows[1 : done.num_steps].tolist(), done.step_seconds[1 : done.num_steps].tolist(), strict=True
+            ):
+                self._cost.observe(rows, seconds)
         return drafts
 
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
@@ -134,80 +142,81 @@ class DraftModelProposer:
         assert set(self._states) <= request_ids, "the draft model remembers a request that has ended"
         self.kv.check_integrity(request_ids)
 
-    def _choose(self, requests: list[tuple[Sequence, int]]) -> list[_Drafting]:
-        """Those for whom drafting is expected to pay; otherwise, now and then, one to see whether that has changed."""
+    def _choose(self, requests: list[tuple[Sequence, int]]) -> tuple[list[_Drafting], float]:
+        """Those for whom drafting pays, and the tokens per second that it gives; 0 if it is only to see how it goes.
+
+        Where it doesn't pay, one request guesses a token now and then, which is not verified.
+        """
         able: list[_Drafting] = []
         for index, (seq, limit) in enumerate(requests):
             state = self._state(seq)
             self._learn(seq, state)
             if (seq.max_total_tokens - len(seq.tokens)) * _CATCH_UP_PER_TOKEN >= self.kv.lag(seq):
                 able.append(_Drafting(index, seq, state, self.kv.get(seq), limit))
-        if not able:
-            return able
-        if self._cost.measured and self._length.cost.measured:
+        if not able or not self._length.cost.measured:
+            return [], 0.0
+        if self._first_cost.measured or self._cost.measured:
             rates = [d.state.rates.mean.value for d in able]
             best = max(rates)
             promising = [d for d, rate in zip(able, rates, strict=True) if rate >= 0.9 * best]
             for some, rate in ((able, sum(rates) / len(rates)), (promising, best)):
-                if self._pays(len(some), rate):
-                    self._probing.reset()
-                    return some
-            if not self._probing.due():
-                return []
-        del able[1:]
-        able[0].limit = 0  # one guess, not verified
-        return able
+                speed = self._best_speed(some, rate)
+                if speed > self._length.speed() * _MIN_GAIN:
+                    self._length.rival = rate
+                    return some, speed
+            one = min(able, key=lambda d: self.kv.lag(d.seq))
+            if not self._probing.due(self._length.step_seconds, self._first_seconds(self.kv.lag(one.seq))):
+                return [], 0.0
+        else:
+            one = able[0]
+        one.limit = 0
+        return [one], 0.0
 
-    def _pays(self, num_requests: int, rate: float) -> bool:
-        """Whether drafts of some length for so many requests make the step faster, at this acceptance."""
-        length, draft_seconds = self._length, self._cost.seconds(num_requests)
-        speed = length.speed(0.0)
-        for tried in _TRIED_LENGTHS:
-            gain = num_requests * sum(rate**i for i in range(1, tried + 1))
-            if gain > speed * (num_requests * tried * length.row_seconds(num_requests * tried) + tried * draft_seconds):
-                return True
-        return False
+    def _best_speed(self, drafting: list[_Drafting], rate: float) -> float:
+        """Tokens per second of the step with drafts of the best length, if each token is right at this `rate`."""
+        size = len(drafting)
+        first, later = self._first_seconds(2 * size), self._later_seconds(size)
+        limit = max(d.limit for d in drafting)
+        best, right, power, tried = 0.0, 0.0, 1.0, 0
+        for length in _TRIED_LENGTHS:
+            if length > limit:
+                break
+            while tried < length:
+                power *= rate
+                right += power
+                tried += 1
+            speed = self._length.speed(size * length, size * right, first + (length - 1) * later)
+            best = max(best, speed)
+        return best
 
-    def _draft(self, drafting: list[_Drafting]) -> list[_Drafting]:
-        """Draft for as long as it pays; gives all requests of the round."""
-        drafting = [d for d in drafting if self._reserve(d, drafting)]
-        active = self._catch_up(drafting)
-        spent = 0.0
-        while active:
-            spent += self._cost.seconds(len(active))
-            speed = self._length.speed(spent)
-            verify_seconds = self._length.row_seconds(max(_WINDOW_ROWS, len(active)))
-            draft_seconds = self._cost.seconds(len(active)) / len(active)
-            going_on = []
-            for d in active:
-                guess, sureness = d.state.guess[-1], d.state.sureness[-1]
-                chance = d.chance * d.state.rates.classes[sureness].value
-                if len(d.drafts) >= d.limit or chance <= speed * verify_seconds:
-                    continue
-                d.drafts.append(guess)
-                d.chance = chance
-                self._length.add(1, chance)
-                next_chance = chance * d.state.rates.mean.value
-                if len(d.drafts) < d.limit and next_chance > speed * (verify_seconds + draft_seconds):
-                    going_on.append(d)
-            active = going_on
-            if active:
-                self._step_on(active)
-        return drafting
+    def _first_seconds(self, num_rows: int) -> float:
+        return (self._first_cost if self._first_cost.measured else self._cost).seconds(max(1, num_rows))
 
-    def _reserve(self, d: _Drafting, all_drafting: list[_Drafting]) -> bool:
-        busy = {other.seq.request_id for other in all_drafting}
-        return self.kv.reserve(d.seq, len(d.seq.tokens) + max(0, d.limit - 1), busy)
+    def _later_seconds(self, num_rows: int) -> float:
+        return (self._cost if self._cost.measured else self._first_cost).seconds(num_rows)
 
-    def _catch_up(self, drafting: list[_Drafting]) -> list[_Drafting]:
-        """Compute known tokens, and guess the next one of the requests that had no more of them than fit.
+    def _draft(self, drafting: list[_Drafting], speed: float, drafts: list[list[int]]) -> DraftRound:
+        """One round: guesses go to the requests' states, and those worth verifying to `drafts`."""
+        plan, fed, judged = self._plan(drafting, speed)
+        done = draft(self._executor, plan, self._token_ids, self._clock)
+        for d, num_new in zip(fed, np.diff(plan.first.query_starts).tolist(), strict=True):
+            d.context.num_computed += num_new
+        guesses, sureness = done.tokens.tolist(), done.classes.tolist()
+        for s, d in enumerate(judged):
+            num_guesses = int(done.num_guesses[s])
+            d.state.guess = guesses[s][:num_guesses]
+            d.state.sureness = sureness[s][:num_guesses]
+            d.context.unverified = guesses[s][: max(0, num_guesses - 1)]
+            drafts[d.index] = guesses[s][: int(done.num_drafts[s])]
+        return done
 
-        Others draft once they have caught up.
-        """
+    def _plan(self, drafting: list[_Drafting], speed: float) -> tuple[DraftPlan, list[_Drafting], list[_Drafting]]:
+        """A round that feeds known tokens first, who is fed, and those of them who draft: who had no more than fit."""
         spare = self._max_batch_tokens if len(drafting) == 1 else max(_MIN_CATCH_UP_TOKENS, self._max_batch_tokens // 4)
         fed: list[_Drafting] = []
         tokens: list[list[int]] = []
         contexts: list[int] = []
+        is_judged: list[bool] = []
         for d in drafting:
             begin = d.context.num_computed
             new = d.seq.tokens[begin : begin + spare]
@@ -217,43 +226,25 @@ class DraftModelProposer:
             fed.append(d)
             tokens.append(new)
             contexts.append(begin)
-        if not fed:
-            return []
-        is_judged = [d.context.num_computed + len(new) == len(d.seq.tokens) for d, new in zip(fed, tokens, strict=True)]
+            is_judged.append(begin + len(new) == len(d.seq.tokens))
         judged = [d for d, ready in zip(fed, is_judged, strict=True) if ready]
-        self._run(fed, tokens, contexts, judged, is_judged)
-        for d, new in zip(fed, tokens, strict=True):
-            d.context.num_computed += len(new)
-        return judged
+        size = max(1, len(judged))
+        verify_seconds = self._length.row_seconds(max(_WINDOW_ROWS, size))
+        draft_seconds = self._later_seconds(size) / size
+        classes = [[rate.value for rate in d.state.rates.classes] for d in judged]
+        plan = DraftPlan(
+            first=draft_batch(tokens, contexts, self.kv.tables([d.seq.row for d in fed]), is_judged),
+            limits=np.array([d.limit for d in judged], np.int32),
+            rates=np.array(classes, np.float32).reshape(len(judged), len(SURENESS_BOUNDS) + 1),
+            means=np.array([d.state.rates.mean.value for d in judged], np.float32),
+            worth_verifying=speed * verify_seconds,
+            worth_drafting=speed * (verify_seconds + draft_seconds),
+        )
+        return plan, fed, judged
 
-    def _step_on(self, active: list[_Drafting]) -> None:
-        """Compute each one's latest draft and guess the next token."""
-        tokens = [[d.drafts[-1]] for d in active]
-        contexts = [len(d.seq.tokens) + len(d.drafts) - 1 for d in active]
-        self._run(active, tokens, contexts, active, None)
-        for d in active:
-            d.context.unverified.append(d.drafts[-1])
-
-    def _run(
-        self,
-        fed: list[_Drafting],
-        tokens: list[list[int]],
-        contexts: list[int],
-        judged: list[_Drafting],
-        is_judged: list[bool] | None,
-    ) -> None:
-        """One timed step of the draft model; the guesses of those judged go to their states."""
-        began = self._clock()
-        batch = draft_batch(tokens, contexts, self.kv.tables([d.seq.row for d in fed]), is_judged)
-        logits = self._executor.step(batch)
-        if judged:
-            ids, probabilities = _likeliest(logits)
-            if self._token_ids is not None:
-                ids = self._token_ids[ids]
-            for d, token, probability in zip(judged, ids.tolist(), probabilities.tolist(), strict=True):
-                d.state.guess.append(token)
-                d.state.sureness.append(bisect(_SURE, probability))
-        self._cost.observe(len(batch.token_ids), self._clock() - began)
+    def _reserve(self, d: _Drafting, all_drafting: list[_Drafting]) -> bool:
+        busy = {other.seq.request_id for other in all_drafting}
+        return self.kv.reserve(d.seq, len(d.seq.tokens) + max(0, d.limit - 1), busy)
 
     def _state(self, seq: Sequence) -> _State:
         state = self._states.get(seq.request_id)
@@ -294,12 +285,3 @@ def draft_proposer(
     max_blocks = -(-max_seq_len // config.kv_block_tokens)
     kv = DraftKV(executor.num_kv_blocks, config.kv_block_tokens, config.max_batch_size, max_blocks)
     return DraftModelProposer(executor, kv, length, draft.token_ids, config.max_batch_tokens)
-
-
-def _likeliest(logits: Float32Array) -> tuple[Int32Array, Float32Array]:
-    """(index, probability) of the largest logit of each row of [S, V]; probability 0 where logits aren't finite."""
-    ids = logits.argmax(axis=1)
-    largest = logits[np.arange(len(ids)), ids]
-    with np.errstate(invalid="ignore"):
-        probabilities = 1.0 / np.exp(logits - largest[:, None]).sum(axis=1)
-    return ids.astype(np.int32), np.where(np.isfinite(probabilities), probabilities, 0.0).astype(np.float32)

@@ -163,7 +163,6 @@ class LookupProposer:
     Args:
         length: Decides how much of a guess is worth a draft; all of it if None.
         history: Finished requests to look into as well.
-        min_acceptance: No drafts from matches that were right less often than this; there is a better source.
     """
 
     source = "lookup"
@@ -173,11 +172,9 @@ class LookupProposer:
         self,
         length: DraftLength | None = None,
         history: LookupHistory | None = None,
-        min_acceptance: float = 0.0,
     ) -> None:
         self._length = length
         self._history = history
-        self._min_acceptance = min_acceptance
         self._rates: OrderedDict[tuple[str, int], AcceptanceRate] = OrderedDict()  # by tenant and match length
 
     def propose(self, seq: Sequence, max_tokens: int) -> list[int]:
@@ -197,7 +194,7 @@ class LookupProposer:
         if self._length is None:
             return list(state.guess)
         rate = self._rate(seq, state)
-        if rate.value < self._min_acceptance:
+        if rate.value < self._length.rival:
             return []
         return state.guess[: self._length.choose(rate.value, len(state.guess))]
 

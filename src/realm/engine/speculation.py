@@ -12,8 +12,6 @@ from realm.engine.lookup import LookupHistory, LookupProposer
 from realm.engine.sequence import Sequence
 
 _log = logging.getLogger(__name__)
-_SURE_LOOKUP = 0.75
-"""Where a draft model is at hand, lookup drafts that are right less often than this are left to it."""
 
 
 class Proposer(Protocol):
@@ -190,7 +188,7 @@ def make_drafter(
     together = make_draft_model(length) if make_draft_model is not None and config is not None else None
     if proposer is None and config is not None and config.lookup:
         history = LookupHistory() if config.lookup_history else None
-        proposer = LookupProposer(length, history, _SURE_LOOKUP if together is not None else 0.0)
+        proposer = LookupProposer(length, history)
     elif together is None:
         return None if proposer is None else Drafter(proposer, limits, vocab_size)
     return Drafter(proposer, limits, vocab_size, length, together)

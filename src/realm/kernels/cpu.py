@@ -13,6 +13,7 @@ from realm.core.config import KVType
 from realm.core.errors import ModelFileError
 from realm.core.quant import QuantType
 from realm.core.types import Batch, Float32Array, Int32Array
+from realm.kernels.drafting import SURENESS_BOUNDS, DraftPlan, DraftRound
 from realm.kernels.ops import Linear, LoRALayer, Rope
 from realm.kernels.recording import (
     Add,
@@ -166,6 +167,33 @@ class NativeExecutor:
             batch.adapter_slots,
         )
         return self._logits[: len(batch.logit_rows)]
+
+    def draft(self, plan: DraftPlan, token_ids: Int32Array | None) -> DraftRound:
+        """A round of drafting as `kernels.drafting` defines it, in one native call."""
+        first = plan.first
+        done = DraftRound.empty(len(first.logit_rows), plan.max_steps)
+        done.num_steps = self._program.draft(
+            first.token_ids,
+            first.query_starts,
+            first.context_lens,
+            first.block_tables,
+            first.logit_rows,
+            first.adapter_slots,
+            plan.limits,
+            plan.rates,
+            plan.means,
+            SURENESS_BOUNDS,
+            plan.worth_verifying,
+            plan.worth_drafting,
+            token_ids,
+            done.tokens,
+            done.classes,
+            done.num_guesses,
+            done.num_drafts,
+            done.step_rows,
+            done.step_seconds,
+        )
+        return done
 
     def adapter_bytes(self, layers: Mapping[str, LoRALayer]) -> int:
         """Memory that `pack_adapter` would take."""
