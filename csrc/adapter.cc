@@ -37,20 +37,42 @@ std::vector<LoraModule> lay_out(const std::vector<LoraSite>& sites, const std::v
   return modules;
 }
 
-std::size_t a_bytes(const LoraModule& m) {
-  return m.num_ranks == 0 ? 0 : aligned(lora_a_bytes(m.store, m.num_ranks, m.num_inputs));
+std::size_t a_bytes(const LoraSite& site, const LoraModule& m) {
+  if (m.num_ranks == 0) return 0;
+  if (site.of_tokens) return aligned(sizeof(float) * m.num_ranks * m.num_inputs);
+  return aligned(lora_a_bytes(m.store, m.num_ranks, m.num_inputs));
 }
 
-std::size_t b_bytes(const LoraModule& m, int num_outputs, int rank) {
-  return rank == 0 ? 0 : aligned(lora_b_bytes(m.store, num_outputs, rank));
+std::size_t b_bytes(const LoraSite& site, int num_outputs, int rank) {
+  if (rank == 0) return 0;
+  if (site.of_tokens) return aligned(sizeof(float) * rank * num_outputs);
+  return aligned(lora_b_bytes(site.store, num_outputs, rank));
+}
+
+void transpose(const float* from, int num_rows, int num_columns, std::uint8_t* dst) {
+  float* to = reinterpret_cast<float*>(dst);
+  for (int i = 0; i < num_rows; ++i)
+    for (int j = 0; j < num_columns; ++j) to[static_cast<std::size_t>(j) * num_rows + i] = from[static_cast<std::size_t>(i) * num_columns + j];
+}
+
+// Writes A where `dst` is and gives the factor that it has been divided by.
+float pack_a(const LoraSite& site, const float* a, int num_ranks, std::uint8_t* dst) {
+  if (!site.of_tokens) return lora_pack_a(site.store, a, num_ranks, site.num_inputs, dst);
+  transpose(a, num_ranks, site.num_inputs, dst);
+  return 1.0f;
+}
+
+void pack_b(const LoraSite& site, const float* b, int num_outputs, int rank, std::uint8_t* dst) {
+  if (!site.of_tokens) return lora_pack_b(site.store, b, num_outputs, rank, dst);
+  transpose(b, num_outputs, rank, dst);
 }
 
 std::size_t bytes_of(const std::vector<LoraSite>& sites, const std::vector<LoraModule>& modules) {
   std::size_t total = 0;
   for (std::size_t i = 0; i < sites.size(); ++i) {
-    total += a_bytes(modules[i]);
+    total += a_bytes(sites[i], modules[i]);
     for (std::size_t p = 0; p < modules[i].parts.size(); ++p)
-      total += b_bytes(modules[i], sites[i].num_outputs[p], modules[i].parts[p].rank);
+      total += b_bytes(sites[i], sites[i].num_outputs[p], modules[i].parts[p].rank);
   }
   return total;
 }
@@ -76,18 +98,18 @@ PackedAdapter::PackedAdapter(const std::vector<LoraSite>& sites, std::vector<Lor
     a.clear();
     for (; i < changes.size() && changes[i].site == changes[first].site; ++i)
       a.insert(a.end(), changes[i].a, changes[i].a + static_cast<std::size_t>(changes[i].rank) * site.num_inputs);
-    const float factor = lora_pack_a(site.store, a.data(), module.num_ranks, site.num_inputs, next);
+    const float factor = pack_a(site, a.data(), module.num_ranks, next);
     module.a = next;
-    next += a_bytes(module);
+    next += a_bytes(site, module);
     for (std::size_t j = first; j < i; ++j) {
       const LoraChange& change = changes[j];
       LoraPart& part = module.parts[change.part];
-      lora_pack_b(site.store, change.b, site.num_outputs[change.part], change.rank, next);
+      pack_b(site, change.b, site.num_outputs[change.part], change.rank, next);
       part.b = next;
       part.scale = change.scale * factor;
-      next += b_bytes(module, site.num_outputs[change.part], change.rank);
+      next += b_bytes(site, site.num_outputs[change.part], change.rank);
     }
-    padded_ranks_ = std::max(padded_ranks_, lora_padded_ranks(site.store, module.num_ranks));
+    if (!site.of_tokens) padded_ranks_ = std::max(padded_ranks_, lora_padded_ranks(site.store, module.num_ranks));
   }
 }
 

@@ -14,6 +14,7 @@ struct LoraSite {
   int num_inputs;
   std::vector<int> num_outputs;  // of each matrix
   bool of_logit_rows;            // its rows are the judged ones only
+  bool of_tokens = false;        // its input is a token id: a column of A is looked up, and B has no padding
 };
 
 // The change of one matrix of a site: y += scale * B (A x).

@@ -30,21 +30,39 @@ Rectangle share_rectangle(int num_rows, int num_blocks, const Lane& lane) {
 
 class Embed final : public Op {
  public:
-  Embed(const Matrix* table, float scale, Value out) : Op("embed"), table_(table), scale_(scale), out_(out) {}
+  Embed(const Matrix* table, float scale, Value out, int site)
+      : Op("embed"), table_(table), scale_(scale), out_(out), site_(site) {}
   void run(const Step& step, const Lane& lane) const override {
     const Share s = share_of(step.num_tokens(), lane.thread, lane.num_threads);
+    const std::vector<LoraRun>& runs = step.lora_runs(site_);
+    std::size_t run = 0;
     for (int row = s.begin; row < s.end; ++row) {
       float* out = out_.rows + row * out_.row_stride;
-      unpack_row(table_->type_id, table_->packed, step.input().token_ids[row], table_->num_inputs, out);
+      const int token = step.input().token_ids[row];
+      unpack_row(table_->type_id, table_->packed, token, table_->num_inputs, out);
+      while (run < runs.size() && runs[run].row_end <= row) ++run;
+      if (run < runs.size() && runs[run].row_begin <= row) add_change(*runs[run].module, token, out);
       if (scale_ != 1.0f)
         for (int i = 0; i < table_->num_inputs; ++i) out[i] *= scale_;
     }
   }
 
  private:
+  // out += scale * B (column `token` of A); ranks in order, so that a row's bits depend on nothing else.
+  void add_change(const LoraModule& module, int token, float* out) const {
+    const LoraPart& part = module.parts[0];
+    const float* a = reinterpret_cast<const float*>(module.a) + static_cast<std::size_t>(token) * part.rank;
+    const float* b = reinterpret_cast<const float*>(part.b);
+    for (int r = 0; r < part.rank; ++r, b += table_->num_inputs) {
+      const float t = part.scale * a[r];
+      for (int i = 0; i < table_->num_inputs; ++i) out[i] += t * b[i];
+    }
+  }
+
   const Matrix* table_;
   float scale_;
   Value out_;
+  int site_;
 };
 
 class RmsNorm final : public Op {
@@ -258,7 +276,9 @@ class Attend final : public Op {
 
 }  // namespace
 
-OpPtr make_embed(const Matrix* table, float scale, Value out) { return std::make_unique<Embed>(table, scale, out); }
+OpPtr make_embed(const Matrix* table, float scale, Value out, int site) {
+  return std::make_unique<Embed>(table, scale, out, site);
+}
 OpPtr make_rms_norm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out, bool of_logit_rows) {
   return std::make_unique<RmsNorm>(k, x, weight, eps, residual, out, of_logit_rows);
 }

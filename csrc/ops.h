@@ -65,7 +65,8 @@ struct LoraInlet {
   const LoraRanks* ranks;
 };
 
-OpPtr make_embed(const Matrix* table, float scale, Value out);
+// `site`: where adapters change the table.
+OpPtr make_embed(const Matrix* table, float scale, Value out, int site);
 // `of_logit_rows`: the rows wanted in `logit_rows` only, gathered.
 OpPtr make_rms_norm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out, bool of_logit_rows);
 OpPtr make_cast(const Kernels& k, Value x, Value out);

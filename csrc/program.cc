@@ -136,12 +136,15 @@ void Program::need_scratch(std::size_t floats) {
   for (HugeBuffer& buffer : scratch_) buffer = HugeBuffer(floats * sizeof(float));
 }
 
-void Program::embed(int table, float scale, int out) {
+int Program::embed(int table, float scale, int out) {
   const Matrix* m = matrix(table);
   const Value v = value(out);
   require(v.rows != nullptr && v.width == m->num_inputs, "embed: width");
   require(m->num_rows >= config_.limits.vocab_size, "embed: fewer rows than the vocabulary");
-  add_op(make_embed(m, scale, v));
+  const int site = static_cast<int>(sites_.size());
+  sites_.push_back({LoraStore::f32, m->num_rows, {m->num_inputs}, false, true});
+  add_op(make_embed(m, scale, v, site));
+  return site;
 }
 
 void Program::rms_norm(int x, int weight, float eps, int residual, int out, bool of_logit_rows) {

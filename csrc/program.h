@@ -51,7 +51,8 @@ class Program {
   int add_value(int width, bool rows, bool panels);
 
   // Ops, in order of execution.
-  void embed(int table, float scale, int out);
+  // Gives the site by which adapters change the table.
+  int embed(int table, float scale, int out);
   void rms_norm(int x, int weight, float eps, int residual, int out, bool of_logit_rows);
   void cast(int x, int out);
   // These three give the site by which adapters change their matrices.

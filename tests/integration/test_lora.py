@@ -46,6 +46,10 @@ def random_adapter(base: BaseModel, seed: int) -> LoRAWeights:
         own = max(1, rank // 2) if seed % 4 == 3 and rng.random() < 0.5 else rank
         a, b = rng.normal(0, columns**-0.5, (own, columns)), rng.normal(0, 0.04, (rows, own)) / own**0.5
         adapter.add_layer_weights(name, a, b, 2.0)
+    if seed % 2 and base.embedding is not None:
+        rows, columns = base.embedding
+        a, b = rng.normal(0, 1, (rank, columns)), rng.normal(0, 0.02, (rows, rank)) / rank**0.5
+        adapter.add_layer_weights("token_embd", a, b, 2.0)
     return adapter
 
 
@@ -165,7 +169,7 @@ def test_merged_equals_the_side_path_on_floats(tmp_path: Path):
     ids = np.random.default_rng(3).integers(0, 256, 40).tolist()
     config = replace(CONFIG, kv_type=KVType.F32)
     with GGUFFile.open(path) as file:
-        adapter = random_adapter(BaseModel.from_gguf(file), 4).bind(BaseModel.from_gguf(file))
+        adapter = random_adapter(BaseModel.from_gguf(file), 5).bind(BaseModel.from_gguf(file))
         merge_adapter(file, adapter, tmp_path / "merged.gguf")
     for device in ("cpu", "reference"):
         side, merged = load_model(path, config, device), load_model(tmp_path / "merged.gguf", config, device)

@@ -266,7 +266,8 @@ class _Builder:
         program = self._program
         match node:
             case Embed():
-                program.embed(self.matrices[node.table.name], node.scale, self._new(node))
+                site = program.embed(self.matrices[node.table.name], node.scale, self._new(node))
+                self.lora_sites["token_embd"] = (site, 0)
             case Norm():
                 out, residual = self._output(index, node, node.residual)
                 program.rms_norm(

@@ -58,8 +58,14 @@ class ReferenceOps:
         ]
 
     def embed(self, table: QuantTensor, scale: float) -> Tensor:
-        """[T, C]."""
-        return self._state.matrix(table)[self._token_ids] * scale
+        """[T, C]: rows of the table, plus s * B(A[:, token]) in the rows of requests whose adapter changes it."""
+        x = self._state.matrix(table)[self._token_ids]
+        for slot, rows in zip(self._adapter_slots, self._rows, strict=True):
+            layers = self._state.adapters[slot] if slot >= 0 else {}
+            if "token_embd" in layers:
+                a, b, factor = layers["token_embd"]
+                x[rows] += factor * F.linear(a[:, self._token_ids[rows]].T, b)
+        return x * scale
 
     def rms_norm(self, x: Tensor, weight: Float32Array, eps: float) -> Tensor:
         """[T, C]."""

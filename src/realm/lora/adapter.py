@@ -148,9 +148,9 @@ class LoRAWeights:
         """Add the change of one matrix.
 
         Args:
-            module_name: As in GGUF, without ``.weight``: ``blk.3.attn_q``, ``output``.
-            a: [r, K].
-            b: [N, r].
+            module_name: As in GGUF, without ``.weight``: ``blk.3.attn_q``, ``output``, ``token_embd``.
+            a: [r, K]; of ``token_embd`` [r, V], a column for each token.
+            b: [N, r]; of ``token_embd`` [C, r].
             scale: ``alpha / rank`` of the adapter if None.
 
         Raises:
@@ -187,7 +187,7 @@ class LoRAWeights:
             raise _invalid(f"{self.adapter_id} holds no layers")
         bound = LoRAWeights(self.adapter_id, self.rank, self.alpha, architecture=base.architecture)
         for name, layer in self._layers.items():
-            shape = base.modules.get(name)
+            shape = base.shape_of(name)
             if shape is None:
                 raise _mismatch(self, f"changes {name}, which the base model does not have or which cannot be adapted")
             rows, _, columns = layer.shape

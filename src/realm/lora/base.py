@@ -27,6 +27,12 @@ class BaseModel:
     num_heads: int
     num_kv_heads: int
     modules: Mapping[str, tuple[int, int]]
+    embedding: tuple[int, int] | None = None
+    """Of the change of ``token_embd``: hidden size C, vocabulary V. Its input is a token id, one-hot."""
+
+    def shape_of(self, module_name: str) -> tuple[int, int] | None:
+        """(N, K) of B and A in a change of this matrix; None if there is no such matrix."""
+        return self.embedding if module_name == names.EMBEDDING else self.modules.get(module_name)
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> BaseModel:
@@ -44,9 +50,11 @@ class BaseModel:
             is_layer_matrix = module.startswith("blk.") and module.rpartition(".")[2] in _LAYER_MATRICES
             if name.endswith(".weight") and len(tensor.shape) == 2 and (is_layer_matrix or module == names.OUTPUT):
                 modules[module] = (tensor.shape[0], tensor.shape[1])
-        if names.OUTPUT not in modules and len(embedding := _shape(file, names.EMBEDDING)) == 2:
-            modules[names.OUTPUT] = (embedding[0], embedding[1])
-        return cls(architecture, num_heads, num_kv_heads, modules)
+        embedding = _shape(file, names.EMBEDDING)
+        if len(embedding) != 2:
+            return cls(architecture, num_heads, num_kv_heads, modules)
+        modules.setdefault(names.OUTPUT, (embedding[0], embedding[1]))
+        return cls(architecture, num_heads, num_kv_heads, modules, (embedding[1], embedding[0]))
 
     def reorder_rows(self, module_name: str, rows: Rows) -> Rows:
         """Rows [N, ...] of a matrix in Hugging Face order, in the order of the GGUF file.

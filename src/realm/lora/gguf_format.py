@@ -11,6 +11,7 @@ import numpy as np
 from realm.core.errors import ModelFileError
 from realm.core.quant import QuantType
 from realm.core.types import Float32Array
+from realm.gguf import names
 from realm.gguf.dequant import dequantize
 from realm.gguf.format import ValueType
 from realm.gguf.quantize import quantize
@@ -32,8 +33,9 @@ def load_gguf_adapter(path: Path, adapter_id: str) -> LoRAWeights:
     with GGUFFile.open(path) as file:
         _check_kind(file)
         modules = _modules(file.tensors)
+        is_lookup = {module: module == names.EMBEDDING for module in modules}  # llama.cpp stores that A transposed
         alpha = file.metadata.get_float(_ALPHA)
-        ranks = {module: a.shape[0] for module, (a, _) in modules.items()}
+        ranks = {module: a.shape[is_lookup[module]] for module, (a, _) in modules.items()}
         rank = max(ranks.values())
         adapter = LoRAWeights(
             adapter_id, rank, alpha or rank, architecture=file.metadata.get_str("general.architecture")
@@ -41,7 +43,7 @@ def load_gguf_adapter(path: Path, adapter_id: str) -> LoRAWeights:
         for module, (a, b) in modules.items():
             # llama.cpp takes an alpha of 0 as a scale of 1.
             scale = alpha / ranks[module] if alpha else 1.0
-            adapter.add_layer_weights(module, _matrix(a), _matrix(b), scale)
+            adapter.add_layer_weights(module, _matrix(a).T if is_lookup[module] else _matrix(a), _matrix(b), scale)
     return adapter
 
 
@@ -61,7 +63,7 @@ def _check_kind(file: GGUFFile) -> None:
 def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[TensorInfo, TensorInfo]]:
     """A and B of each module, shapes checked as far as the size in memory depends on them."""
     for name, tensor in tensors.items():
-        if not name.endswith((_A, _B)) or name.startswith("token_embd."):
+        if not name.endswith((_A, _B)):
             raise ModelFileError(f"tensor {name} is not supported in an adapter", code="unsupported_adapter")
         if len(tensor.shape) != 2:
             raise ModelFileError(f"{name} must be a matrix, got shape {tensor.shape}", code="invalid_adapter")
@@ -100,7 +102,8 @@ def write_gguf_adapter(adapter: LoRAWeights, path: str | Path) -> None:
     }
     tensors = []
     for module, layer in sorted(adapter.layers.items()):
-        tensors += [_output(module + _A, layer.a), _output(module + _B, _scaled_b(layer, alpha))]
+        a = np.ascontiguousarray(layer.a.T) if module == names.EMBEDDING else layer.a
+        tensors += [_output(module + _A, a), _output(module + _B, _scaled_b(layer, alpha))]
     write_gguf(path, metadata, tensors, value_types={_ALPHA: ValueType.FLOAT32})
 
 

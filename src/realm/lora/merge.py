@@ -28,7 +28,8 @@ def merge_adapter(
         quant_type: Type of the changed matrices; their own type if None, or Q8_0 where that cannot be quantised to.
 
     Returns:
-        The type of each changed tensor, by name. A tied output head that is adapted becomes a tensor of its own.
+        The type of each changed tensor, by name. Where one of a tied embedding and head is adapted, or both are, the
+        head becomes a tensor of its own.
 
     Raises:
         RealmError: the adapter does not fit the model, or `quant_type` cannot be quantised to.
@@ -53,7 +54,7 @@ def _sources(base: GGUFFile, adapter: LoRAWeights) -> dict[str, TensorInfo]:
     """The tensors to write, by their new names."""
     tensors = dict(base.tensors)
     head = f"{names.OUTPUT}.weight"
-    if names.OUTPUT in adapter.layers and head not in tensors:
+    if head not in tensors and not {names.OUTPUT, names.EMBEDDING}.isdisjoint(adapter.layers):
         tensors[head] = tensors[f"{names.EMBEDDING}.weight"]
     return tensors
 
@@ -69,7 +70,7 @@ def _merged(name: str, tensor: TensorInfo, layer: LoRALayer, quant_type: QuantTy
 
     def data() -> Bytes:
         weights = dequantize(tensor.data, tensor.quant_type, tensor.shape[-1])
-        weights += _delta(layer)
+        weights += _delta(layer).T if name == f"{names.EMBEDDING}.weight" else _delta(layer)
         return quantize(weights, quant_type)
 
     return OutputTensor(name, quant_type, tensor.shape, data)

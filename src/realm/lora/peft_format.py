@@ -47,21 +47,22 @@ def load_peft_adapter(directory: Path, adapter_id: str) -> LoRAWeights:
     """
     config = read_peft_config(directory / "adapter_config.json")
     pairs: dict[str, _Pair] = {}
-    for tensor in read_safetensors(_weights_path(directory), MAX_ADAPTER_BYTES):
+    for tensor in read_safetensors(_weights_path(directory), MAX_ADAPTER_BYTES, _is_trained):
         key = tensor.name
-        if key.endswith(".base_layer.weight"):
-            continue  # the frozen base matrix, which PEFT saves beside adapted embeddings and heads
         match = _KEY.fullmatch(key)
-        if match is None:
+        if match is None or ("embedding" in match["part"]) != match["module"].endswith("embed_tokens"):
             raise _unsupported_tensor(key)
         pair = pairs.setdefault(match["module"], _Pair())
-        if "embedding" in match["part"]:
-            raise _unsupported_tensor(key)
         setattr(pair, match["part"][-1].lower(), _to_float32(tensor))
     adapter = LoRAWeights(adapter_id, config.rank, config.alpha, row_order="huggingface")
     for module, pair in sorted(pairs.items()):
         _add(adapter, config, module, pair)
     return adapter
+
+
+def _is_trained(key: str) -> bool:
+    """False for the frozen base matrix, which PEFT saves beside adapted embeddings and heads."""
+    return not key.endswith(".base_layer.weight")
 
 
 def _add(adapter: LoRAWeights, config: PeftConfig, module: str, pair: _Pair) -> None:
@@ -81,14 +82,14 @@ def gguf_module_name(module: str) -> str:
         ModelFileError: a module that cannot be adapted.
     """
     match = _MODULE.fullmatch(module)
-    if match is not None and match["whole"] == "lm_head":
-        return names.OUTPUT
+    if match is not None and match["whole"] is not None:
+        return names.OUTPUT if match["whole"] == "lm_head" else names.EMBEDDING
     part = _GGUF_PARTS.get(match["part"] or "") if match is not None else None
     if match is None or part is None:
         raise ModelFileError(
             f"adapter changes {module[:200]}, which is not supported",
             code="unsupported_adapter",
-            hint=f"supported: {', '.join(_GGUF_PARTS)} of each layer, and lm_head",
+            hint=f"supported: {', '.join(_GGUF_PARTS)} of each layer, lm_head, embed_tokens",
         )
     return f"blk.{int(match['layer'])}.{part}"
 
@@ -121,7 +122,6 @@ def _to_float32(tensor: StoredTensor) -> Float32Array:
 def _unsupported_tensor(key: str) -> ModelFileError:
     kinds = {
         "lora_magnitude_vector": "DoRA",
-        "lora_embedding_": "LoRA on input embeddings",
         ".bias": "a trained bias",
         ".weight": "whole trained matrices (modules_to_save, new tokens)",
     }

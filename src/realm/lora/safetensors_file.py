@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,8 +28,10 @@ class StoredTensor:
     data: NDArray[np.uint8]
 
 
-def read_safetensors(path: Path, max_bytes: int) -> Iterator[StoredTensor]:
-    """All tensors of a file, in no order that means anything.
+def read_safetensors(
+    path: Path, max_bytes: int, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[StoredTensor]:
+    """The tensors of a file with a `wanted` name, in no order that means anything; others are not read.
 
     Raises:
         ModelFileError: missing, larger than `max_bytes`, truncated, corrupt or hostile.
@@ -41,6 +43,8 @@ def read_safetensors(path: Path, max_bytes: int) -> Iterator[StoredTensor]:
                 raise _invalid(path, f"has {size} bytes, the limit is {max_bytes}")
             header_bytes, header = _header(path, file)
             for name, entry in header.items():
+                if not wanted(name):
+                    continue
                 begin, end = entry["data_offsets"]
                 file.seek(8 + header_bytes + begin)
                 data = np.fromfile(file, np.uint8, end - begin)

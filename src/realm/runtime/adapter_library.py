@@ -246,9 +246,8 @@ class AdapterLibrary:
         return {name: layer.rank for name, layer in adapter.weights.outline.items()}
 
     def _fits(self, record: Record) -> bool:
-        return (
-            record.fingerprint == self._model.fingerprint and record.ranks.keys() <= self._registry.base.modules.keys()
-        )
+        base = self._registry.base
+        return record.fingerprint == self._model.fingerprint and None not in map(base.shape_of, record.ranks)
 
     def _register(self, record: Record) -> Adapter:
         files, base = self.store.files(record.name), self._registry.base

@@ -47,8 +47,12 @@ class StoredAdapter:
     @property
     def outline(self) -> Mapping[str, LoRALayer]:
         """Layers of the right shapes, without values."""
-        shapes = {name: (*self._base.modules[name], rank) for name, rank in self._ranks.items()}
-        return {name: outline_layer(rows, rank, columns) for name, (rows, columns, rank) in shapes.items()}
+        layers = {}
+        for name, rank in self._ranks.items():
+            shape = self._base.shape_of(name)
+            assert shape is not None, "the adapter was bound to another model"
+            layers[name] = outline_layer(shape[0], rank, shape[1])
+        return layers
 
     @property
     def layers(self) -> Mapping[str, LoRALayer]:

@@ -140,6 +140,9 @@ def test_base_model_of_a_gguf_file(tmp_path, tied):
         "blk.0.ffn_down": (hidden, inner),
         "output": (model.vocab_size, hidden),
     }
+    assert base.shape_of("token_embd") == (hidden, model.vocab_size)
+    assert base.shape_of("output") == (model.vocab_size, hidden)
+    assert base.shape_of("blk.1.attn_q") is None
 
 
 def test_load_refuses_other_files(tmp_path):

@@ -46,6 +46,21 @@ def test_merged_weights(tmp_path, tied):
             np.testing.assert_allclose(weights(merged, name), expected + 2.0 * layer.b @ layer.a, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_merged_embedding_leaves_the_head_as_it_was(tmp_path, tied):
+    base, _ = tiny(tmp_path, tied=tied)
+    adapter = LoRAWeights("style", 4, 8.0)
+    hidden, vocab_size = BaseModel.from_gguf(base).shape_of("token_embd")
+    rng = np.random.default_rng(0)
+    adapter.add_layer_weights("token_embd", rng.normal(0, 0.1, (4, vocab_size)), rng.normal(0, 0.1, (hidden, 4)))
+    merge_adapter(base, adapter, tmp_path / "merged.gguf")
+    merged, layer = GGUFFile.open(tmp_path / "merged.gguf"), adapter.layers["token_embd"]
+    expected = weights(base, "token_embd.weight") + 2.0 * (layer.b @ layer.a).T
+    np.testing.assert_allclose(weights(merged, "token_embd.weight"), expected, rtol=0, atol=1e-6)
+    head = "token_embd.weight" if tied else "output.weight"
+    np.testing.assert_array_equal(weights(merged, "output.weight"), weights(base, head))
+
+
 @pytest.mark.parametrize(
     ("stored", "wanted", "written"),
     [

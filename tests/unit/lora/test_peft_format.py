@@ -49,7 +49,7 @@ ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 
 def base_model(architecture):
     modules = {f"blk.{i}.{part}": shape for i in range(2) for part, shape in SHAPES.items()}
-    return BaseModel(architecture, H, G, modules | {"output": (V, C)})
+    return BaseModel(architecture, H, G, modules | {"output": (V, C)}, (C, V))
 
 
 def make(architecture, directory, dtype=torch.float32, **options):
@@ -75,7 +75,8 @@ def make(architecture, directory, dtype=torch.float32, **options):
 
 
 def deltas(adapter):
-    return {name: layer.scale * layer.b @ layer.a for name, layer in adapter.layers.items()}
+    found = {name: layer.scale * layer.b @ layer.a for name, layer in adapter.layers.items()}
+    return {name: delta.T if name == "token_embd" else delta for name, delta in found.items()}
 
 
 def check_equal(adapter, expected):
@@ -170,8 +171,18 @@ def test_variants_made_by_peft_are_refused_by_name(tmp_path, options, message):
     assert error.value.code == "unsupported_adapter"
 
 
-def test_adapted_input_embeddings_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "lm_head", "v_proj"]])
+def test_input_embeddings(tmp_path, targets):
     with pytest.warns(UserWarning, match="save_embedding_layers"):
-        make("qwen3", tmp_path, target_modules=["embed_tokens"])
-    with pytest.raises(ModelFileError, match="LoRA on input embeddings"):
+        expected = make("qwen3", tmp_path, target_modules=targets, use_rslora=True)
+    assert "model.embed_tokens" in expected
+    check_equal(LoRAWeights.load(tmp_path, "a").bind(base_model("qwen3")), expected)
+
+
+def test_parts_of_an_embedding_are_told_from_those_of_a_matrix(tmp_path):
+    make("qwen3", tmp_path, target_modules=["v_proj"])
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = {name.replace("lora_A.weight", "lora_embedding_A"): value for name, value in load_file(path).items()}
+    save_file(tensors, path)
+    with pytest.raises(ModelFileError, match="lora_embedding_A: not part of a LoRA"):
         LoRAWeights.load(tmp_path, "a")
