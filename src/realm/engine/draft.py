@@ -212,7 +212,9 @@ class DraftModelProposer:
 
     def _plan(self, drafting: list[_Drafting], speed: float) -> tuple[DraftPlan, list[_Drafting], list[_Drafting]]:
         """A round that feeds known tokens first, who is fed, and those of them who draft: who had no more than fit."""
-        spare = self._max_batch_tokens if len(drafting) == 1 else max(_MIN_CATCH_UP_TOKENS, self._max_batch_tokens // 4)
+        spare = self._max_batch_tokens
+        if len(drafting) > 1:
+            spare = min(spare, max(_MIN_CATCH_UP_TOKENS, spare // 4))
         fed: list[_Drafting] = []
         tokens: list[list[int]] = []
         contexts: list[int] = []
