@@ -212,8 +212,10 @@ class DraftModelProposer:
             drafts[d.index] = guesses[s][: int(done.num_drafts[s])]
         return done
 
-    def _plan(self, drafting: list[_Drafting], speed: float) -> tuple[DraftPlan, list[_Drafting], list[_Drafting]]:
-        """A round that feeds known tokens first, who is fed, and those of them who draft: who had no more than fit."""
+    def _plan(
+        self, drafting: list[_Drafting], speed: float
+    ) -> tuple[DraftPlan, list[tuple[_Drafting, int]], list[_Drafting]]:
+        """A round, who is fed how many known tokens first, and those of them who draft: who had no more than fit."""
         spare = self._max_batch_tokens
         if len(drafting) > 1:
             spare = min(spare, max(_MIN_CATCH_UP_TOKENS, spare // 4))
