@@ -1,20 +1,24 @@
 """How much of a model's quality the native kernels keep, next to llama.cpp on the same file and text.
 
-    python benchmarks/quality.py MODEL.gguf [--llama-bin DIR] [--chunks N]
+    python benchmarks/quality.py MODEL.gguf [--llama-bin DIR] [--kv f16 int8] [--positions N]
 
-The base is the reference device: the file's weights in float32. The text is cut and judged as `llama-perplexity` does
-it: stretches of 512 tokens, the second half of each counts. The base's log-probabilities go to a file of its format, so
-that llama.cpp itself computes its divergence from the same base; ours is computed by the same rule (tokens below
-exp(-16) are left out). The row "float32" is the base against its own file: what 16 bits lose.
+The base is the reference device: the file's weights in float32. The text is judged as `llama-perplexity` does it: in
+stretches of 512 tokens, of which the second half counts; each begins 256 tokens after the one before, so that nearly
+every token of the text is judged once. The base's log-probabilities go to a file of its format, so that llama.cpp
+itself computes its divergence from the same base; ours is computed by the same rule (tokens below exp(-16) are left
+out). That file takes gigabytes (2 bytes for each position and token of the vocabulary) and minutes to make, and is kept
+for the next time in --cache. Adds a row to benchmarks/results/quality.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import re
 import subprocess
-import tempfile
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +29,7 @@ from numpy.typing import NDArray
 from realm.cli.machine import stamp
 from realm.core.config import EngineConfig, KVType, default_threads
 from realm.core.types import Float32Array
+from realm.gguf.reader import GGUFFile
 from realm.models.loader import LoadedModel, load_model
 from realm.testing.batches import logits_in_chunks
 from realm.tokenizer.tokenizer import load_tokenizer
@@ -32,6 +37,8 @@ from realm.tokenizer.tokenizer import load_tokenizer
 HERE = Path(__file__).parent
 CONTEXT = 512
 FIRST = CONTEXT // 2
+JUDGED = CONTEXT - 1 - FIRST
+"""Of each stretch: the token after its last one is not known."""
 STEP_TOKENS = 128
 MIN_LOG_PROB = -16.0
 
@@ -49,24 +56,31 @@ class Row:
 class Base:
     """Log-probabilities in the format of `llama-perplexity --kl-divergence-base`: 16 bits each, linear per position."""
 
-    def __init__(self, path: Path, stretches: list[list[int]], vocab_size: int) -> None:
+    def __init__(self, path: Path, stretches: list[list[int]], vocab_size: int, bos: list[int]) -> None:
         self.path = path
+        self.bos = bos
         self.stretches = stretches
         self.vocab_size = vocab_size
         self._row_size = 2 * ((vocab_size + 1) // 2) + 4
 
     def write(self, model: LoadedModel) -> None:
         """Fill the file with what `model` says."""
-        with self.path.open("wb") as file:
+        part = self.path.with_suffix(".part")
+        with part.open("wb") as file:
             file.write(b"_logits_" + np.array([CONTEXT, self.vocab_size, len(self.stretches)], np.int32).tobytes())
             file.write(np.array(self.stretches, np.int32).tobytes())
-            for stretch in self.stretches:
-                for logits in judged_logits(model, stretch):
+            for number, stretch in enumerate(self.stretches, start=1):
+                print(
+                    f"\rfloat32 base: {number} of {len(self.stretches)} stretches", end="", file=sys.stderr, flush=True
+                )
+                for logits in judged_logits(model, stretch, self.bos):
                     file.write(self._encode(logits).tobytes())
+        print(file=sys.stderr)
+        part.rename(self.path)
 
     def read(self) -> Iterator[Float32Array]:
         """Log-probabilities [255, V] of each stretch."""
-        shape = (CONTEXT - 1 - FIRST, self._row_size)
+        shape = (JUDGED, self._row_size)
         with self.path.open("rb") as file:
             file.seek(8 + 4 * (3 + CONTEXT * len(self.stretches)))
             for _ in self.stretches:
@@ -85,9 +99,8 @@ class Base:
         return rows
 
 
-def judged_logits(model: LoadedModel, stretch: list[int]) -> Iterator[Float32Array]:
+def judged_logits(model: LoadedModel, stretch: list[int], bos: list[int]) -> Iterator[Float32Array]:
     """Logits of positions 256 .. 510 of one stretch, in pieces; the first token is BOS if the model wants one."""
-    bos = load_tokenizer(model.metadata).encode("")
     ids = (bos + stretch[len(bos) :])[: CONTEXT - 1]
     for logits in logits_in_chunks(model.executor, ids, STEP_TOKENS, 32, FIRST):
         if len(logits):
@@ -99,13 +112,14 @@ def measure(engine: str, model: LoadedModel, base: Base) -> Row:
     nll, kl, same, count = 0.0, 0.0, 0, 0
     for stretch, expected in zip(base.stretches, base.read(), strict=True):
         done = 0
-        for logits in judged_logits(model, stretch):
-            p = expected[done : done + len(logits)].astype(np.float64)
+        for logits in judged_logits(model, stretch, base.bos):
+            p = expected[done : done + len(logits)]
             top = logits.max(axis=1, keepdims=True)
-            q = logits - (top + np.log(np.exp((logits - top).astype(np.float64)).sum(axis=1, keepdims=True)))
+            q = logits - (top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True, dtype=np.float64)))
+            q = q.astype(np.float32)
             next_ids = stretch[FIRST + done + 1 :][: len(logits)]
-            nll -= q[np.arange(len(q)), next_ids].sum()
-            kl += np.where(p > MIN_LOG_PROB, np.exp(p) * (p - q), 0.0).sum()
+            nll -= q[np.arange(len(q)), next_ids].sum(dtype=np.float64)
+            kl += (np.exp(p) * (p - q)).sum(where=p > MIN_LOG_PROB, dtype=np.float64)
             same += int((p.argmax(axis=1) == q.argmax(axis=1)).sum())
             done += len(logits)
         count += done
@@ -133,35 +147,52 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="GGUF file")
     parser.add_argument("--text", type=Path, default=HERE / "data/northanger_abbey.txt")
-    parser.add_argument("--chunks", type=int, default=1000, help="stretches of 512 tokens, at most")
+    parser.add_argument("--positions", type=int, default=10_200, help="tokens judged, at most")
     parser.add_argument("--llama-bin", type=Path, help="folder that holds llama-perplexity")
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--kv", nargs="*", type=KVType, default=[KVType.F16], help="KV types to try: f16 int8 f32")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realm" / "quality"
+    parser.add_argument("--cache", type=Path, default=cache, help="folder for float32 bases")
+    parser.add_argument("--kv", nargs="*", type=KVType, default=[KVType.F16, KVType.INT8], help="to try: f16 int8 f32")
     return parser.parse_args()
+
+
+def stretches_of(ids: list[int], num_positions: int) -> list[list[int]]:
+    """Overlapping stretches of which the judged halves lie end to end."""
+    starts = range(0, len(ids) - CONTEXT + 1, CONTEXT - FIRST)
+    return [ids[start : start + CONTEXT] for start in starts][: num_positions // JUDGED]
+
+
+def prepared_base(args: argparse.Namespace) -> Base:
+    """The float32 base, made now or kept from an earlier run."""
+    with GGUFFile.open(args.model) as file:
+        tokenizer, fingerprint = load_tokenizer(file.metadata), file.fingerprint
+    text = args.text.read_text(encoding="utf-8")
+    stretches = stretches_of(tokenizer.encode(text), args.positions)
+    tokens = np.array(stretches, np.int32).tobytes()
+    digest = hashlib.sha256(fingerprint.encode() + tokens).hexdigest()[:16]
+    args.cache.mkdir(parents=True, exist_ok=True)
+    base = Base(args.cache / f"{args.model.stem}-{digest}.base", stretches, tokenizer.vocab_size, tokenizer.encode(""))
+    if not base.path.is_file():
+        config = EngineConfig(kv_type=KVType.F32, kv_cache_tokens=CONTEXT, num_threads=args.threads)
+        base.write(load_model(args.model, config, "reference"))
+    return base
 
 
 def main() -> None:
     args = parse_arguments()
-    config = EngineConfig(kv_type=KVType.F32, kv_cache_tokens=CONTEXT, num_threads=args.threads)
-    reference = load_model(args.model, config, "reference")
-    ids = load_tokenizer(reference.metadata).encode(args.text.read_text(encoding="utf-8"))
-    stretches = [ids[i : i + CONTEXT] for i in range(0, len(ids) - CONTEXT + 1, CONTEXT)][: args.chunks]
-    with tempfile.TemporaryDirectory() as folder:
-        base = Base(Path(folder) / "base", stretches, reference.spec.vocab_size)
-        base.write(reference)
-        rows = [measure("float32", reference, base)]
-        del reference
-        for kv_type in args.kv:
-            native = EngineConfig(kv_type=kv_type, kv_cache_tokens=CONTEXT, num_threads=args.threads)
-            rows.append(measure(f"realm, KV {kv_type.value}", load_model(args.model, native), base))
-        if args.llama_bin:
-            rows.append(measure_llama(args.llama_bin / "llama-perplexity", args.model, base, args.threads))
-    num_tokens = len(stretches) * (CONTEXT - 1 - FIRST)
-    print(f"{args.model.name}, {args.text.name}: {num_tokens} positions judged in {len(stretches) * CONTEXT} tokens")
+    base = prepared_base(args)
+    rows = []
+    for kv_type in args.kv:
+        native = EngineConfig(kv_type=kv_type, kv_cache_tokens=CONTEXT, num_threads=args.threads)
+        rows.append(measure(f"realm, KV {kv_type.value}", load_model(args.model, native), base))
+    if args.llama_bin:
+        rows.append(measure_llama(args.llama_bin / "llama-perplexity", args.model, base, args.threads))
+    num_positions = len(base.stretches) * JUDGED
+    print(f"{args.model.name}, {args.text.name}: {num_positions} tokens judged")
     print(f"{'':16} {'perplexity':>10} {'mean KL':>9} {'same top':>9}")
     for row in rows:
         print(f"{row.engine:16} {row.perplexity:10.4f} {row.mean_kl:9.6f} {row.top1_agreement:9.2%}")
-    result = {"model": args.model.name, "text": args.text.name, "num_positions": num_tokens, **stamp()}
+    result = {"model": args.model.name, "text": args.text.name, "num_positions": num_positions, **stamp()}
     with (HERE / "results/quality.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(result | {"rows": [asdict(row) for row in rows]}) + "\n")
 

@@ -19,10 +19,15 @@ inline void pause_cpu() {
 #endif
 }
 
-// Long enough for the slowest op's imbalance on an idle machine, short against a scheduler slice.
-constexpr int kSpinsBeforeYield = 4000;
-// After a step, workers stay awake about this many yields: the next step usually follows within 200 us.
-constexpr int kYieldsBeforePark = 200;
+// Over the slowest op's imbalance on an idle machine, and no more: when the scheduler has put two of our threads on one
+// CPU, a barrier can cost this much.
+constexpr std::chrono::microseconds kSpinInStep{50};
+// The next step usually follows within this time.
+constexpr std::chrono::microseconds kSpinBetweenSteps{300};
+// Where spinning did not help, the next waits sleep almost at once: who we wait for has probably no CPU.
+constexpr std::chrono::microseconds kBriefSpin{2};
+constexpr int kBriefSpins = 15;
+constexpr int kPausesPerLook = 32;
 
 void pin_to(int index) {
 #if defined(__linux__)
@@ -63,27 +68,44 @@ ScopedFlushDenormals::~ScopedFlushDenormals() {
 #endif
 }
 
-void SpinBarrier::spin_while(const std::atomic<std::uint32_t>& value, std::uint32_t seen) {
-  for (int i = 0; value.load(std::memory_order_acquire) == seen; ++i) {
-    if (i < kSpinsBeforeYield)
+std::uint32_t WaitWord::await_slowly(std::uint32_t seen) {
+  const int num_brief = num_brief_spins_.load(std::memory_order_relaxed);
+  const auto until = std::chrono::steady_clock::now() + (num_brief == 0 ? spin_ : kBriefSpin);
+  do {
+    for (int i = 0; i < kPausesPerLook; ++i) {
+      const std::uint32_t now = load();
+      if (now != seen) {
+        if (num_brief != 0) num_brief_spins_.store(0, std::memory_order_relaxed);
+        return now;
+      }
       pause_cpu();
-    else
-      std::this_thread::yield();
-  }
+    }
+  } while (std::chrono::steady_clock::now() < until);
+  num_brief_spins_.store(num_brief == 0 ? kBriefSpins : num_brief - 1, std::memory_order_relaxed);
+  std::unique_lock<std::mutex> lock(mutex_);
+  std::uint32_t word = seen;
+  // Fails when the word has moved on, or when another thread sleeps already.
+  word_.compare_exchange_strong(word, seen | kSleepers, std::memory_order_acq_rel);
+  std::uint32_t now;
+  changed_.wait(lock, [&] { return (now = load()) != seen; });
+  return now;
 }
 
-ThreadPool::ThreadPool(int num_threads, bool pin) : num_threads_(num_threads), barrier_(num_threads) {
+void WaitWord::wake() {
+  // Whoever has announced itself under the lock is waiting by the time that we get the lock.
+  { std::lock_guard<std::mutex> lock(mutex_); }
+  changed_.notify_all();
+}
+
+ThreadPool::ThreadPool(int num_threads, bool pin)
+    : num_threads_(num_threads), barrier_(num_threads, kSpinInStep), epoch_(kSpinBetweenSteps) {
   threads_.reserve(static_cast<std::size_t>(num_threads - 1));
   for (int thread = 1; thread < num_threads; ++thread) threads_.emplace_back([this, thread, pin] { work(thread, pin); });
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    std::lock_guard<std::mutex> lock(parking_);
-    stop_ = true;
-    epoch_.fetch_add(1, std::memory_order_release);
-  }
-  wake_.notify_all();
+  stop_ = true;
+  epoch_.advance();
   for (std::thread& thread : threads_) thread.join();
 }
 
@@ -93,38 +115,16 @@ void ThreadPool::run_erased(Erased body, void* context) {
   if (num_threads_ == 1) return body(context, 0);
   body_ = body;
   context_ = context;
-  // Sequentially consistent with the worker's (announce parked, look at epoch): one of the two sees the other.
-  epoch_.fetch_add(1, std::memory_order_seq_cst);
-  if (num_parked_.load(std::memory_order_seq_cst) > 0) {
-    { std::lock_guard<std::mutex> lock(parking_); }
-    wake_.notify_all();
-  }
+  epoch_.advance();
   body(context, 0);
   barrier();
-}
-
-std::uint32_t ThreadPool::await_epoch(std::uint32_t seen) {
-  std::uint32_t now;
-  for (int i = 0; i < kSpinsBeforeYield + kYieldsBeforePark; ++i) {
-    now = epoch_.load(std::memory_order_acquire);
-    if (now != seen) return now;
-    if (i < kSpinsBeforeYield)
-      pause_cpu();
-    else
-      std::this_thread::yield();
-  }
-  std::unique_lock<std::mutex> lock(parking_);
-  num_parked_.fetch_add(1, std::memory_order_seq_cst);
-  wake_.wait(lock, [&] { return (now = epoch_.load(std::memory_order_seq_cst)) != seen; });
-  num_parked_.fetch_sub(1, std::memory_order_relaxed);
-  return now;
 }
 
 void ThreadPool::work(int thread, bool pin) {
   if (pin) pin_to(thread);
   ScopedFlushDenormals flush;
   for (std::uint32_t seen = 0;;) {
-    seen = await_epoch(seen);
+    seen = epoch_.await_change(seen);
     if (stop_) return;
     body_(context_, thread);
     barrier();

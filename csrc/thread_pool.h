@@ -1,11 +1,13 @@
 // SPMD thread pool: every thread runs the same function over its own static share, with spin barriers in between.
 //
-// A step has hundreds of barriers of well under a microsecond, so threads spin during a step. Between steps they
-// park, so that an idle server costs nothing. Spinning gives way to sched_yield when it lasts: on a machine with
-// more runnable threads than cores, the thread that everyone waits for must get a core.
+// A step has hundreds of barriers of well under a microsecond, so threads spin first. They sleep when it lasts: an
+// idle server costs nothing, and on a machine with more runnable threads than cores the thread that everyone waits for
+// gets a core. Sleeping, not sched_yield: since Linux 6.6 each yield gives away a slice of the thread's fair share, and a
+// few hundred of them leave a step next to nothing (docs/LOG.md has the figures).
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -26,26 +28,55 @@ class ScopedFlushDenormals {
   std::uint64_t saved_;
 };
 
-class SpinBarrier {
+// A counter that threads wait on: they spin for a while, then sleep until it moves.
+class WaitWord {
  public:
-  explicit SpinBarrier(int num_threads) : num_threads_(num_threads) {}
+  explicit WaitWord(std::chrono::microseconds spin) : spin_(spin) {}
+
+  std::uint32_t load() const { return word_.load(std::memory_order_acquire) & ~kSleepers; }
+
+  // Moves the count on, for one thread at a time. What it wrote before is seen by those who see the new count.
+  void advance() {
+    const std::uint32_t next = load() + kStep;
+    if (word_.exchange(next, std::memory_order_acq_rel) & kSleepers) wake();
+  }
+
+  // The count, once it is another than `seen`.
+  std::uint32_t await_change(std::uint32_t seen) {
+    const std::uint32_t now = load();
+    return now != seen ? now : await_slowly(seen);
+  }
+
+ private:
+  static constexpr std::uint32_t kSleepers = 1, kStep = 2;  // the lowest bit: somebody sleeps
+  std::uint32_t await_slowly(std::uint32_t seen);
+  void wake();
+
+  const std::chrono::microseconds spin_;
+  std::atomic<int> num_brief_spins_{0};
+  alignas(64) std::atomic<std::uint32_t> word_{0};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+};
+
+class Barrier {
+ public:
+  Barrier(int num_threads, std::chrono::microseconds spin) : num_threads_(num_threads), generation_(spin) {}
   void wait() {
     if (num_threads_ == 1) return;
-    const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
+    const std::uint32_t generation = generation_.load();
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
       arrived_.store(0, std::memory_order_relaxed);
-      generation_.store(generation + 1, std::memory_order_release);
+      generation_.advance();
     } else {
-      spin_while(generation_, generation);
+      generation_.await_change(generation);
     }
   }
 
  private:
-  static void spin_while(const std::atomic<std::uint32_t>& value, std::uint32_t seen);
-
   const int num_threads_;
   alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<std::uint32_t> generation_{0};
+  WaitWord generation_;
 };
 
 class ThreadPool {
@@ -72,17 +103,14 @@ class ThreadPool {
   using Erased = void (*)(void* context, int thread);
   void run_erased(Erased body, void* context);
   void work(int thread, bool pin);
-  std::uint32_t await_epoch(std::uint32_t seen);
 
   const int num_threads_;
-  SpinBarrier barrier_;
-  alignas(64) std::atomic<std::uint32_t> epoch_{0};
-  std::atomic<int> num_parked_{0};
+  Barrier barrier_;
+  WaitWord epoch_;
   bool stop_ = false;
   Erased body_ = nullptr;
   void* context_ = nullptr;
-  std::mutex calls_, parking_;
-  std::condition_variable wake_;
+  std::mutex calls_;
   std::vector<std::thread> threads_;
 };
 

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-COMMANDS = ("pull", "run", "serve", "bench", "info", "models", "adapters")
+COMMANDS = ("pull", "run", "serve", "bench", "info", "models", "adapters", "draft", "draft make", "draft distill")
 CLI_HEAD = """# Command line
 
     realm run smollm2-135m "What is the capital of France?"
@@ -38,7 +38,7 @@ def cli_page() -> str:
     from realm.cli.main import app
 
     parts = [CLI_HEAD]
-    for command in ([], *([name] for name in COMMANDS)):
+    for command in ([], *(name.split() for name in COMMANDS)):
         result = CliRunner().invoke(app, [*command, "--help"], prog_name="realm")
         text = "\n".join(line.rstrip() for line in result.output.strip().splitlines())
         parts.append(f"## realm {' '.join(command)}".rstrip() + f"\n\n```text\n{text}\n```\n\n")

@@ -14,6 +14,7 @@ from realm.runtime.manager import RuntimeManager
 from realm.runtime.model import Model
 from realm.testing.fake import FakeExecutor
 from realm.testing.tiny import TinyModel, tiny_metadata
+from realm.tokenizer.tokenizer import load_tokenizer
 
 FAKE = "fake"
 
@@ -33,7 +34,7 @@ def fake_runtime(
         metadata = tiny_metadata(tiny)
         executor = FakeExecutor(tiny.vocab_size, num_kv_blocks, config.kv_block_tokens, on_step=on_step)
         max_seq_len = config.max_seq_len or tiny.context_length_tokens
-        return LoadedModel(read_spec(metadata), executor, metadata, "f" * 64, max_seq_len)
+        return LoadedModel(read_spec(metadata), executor, load_tokenizer(metadata), metadata, "f" * 64, max_seq_len)
 
     config = EngineConfig(**{"kv_block_tokens": 16, "max_batch_size": 8, "max_queued": 64, "num_threads": 1} | limits)
     runtime = RuntimeManager(config, loader=loader)

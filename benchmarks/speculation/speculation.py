@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from prompts import CHAT, COPY
 
+import realm
 from realm.cli.machine import stamp
 from realm.core.config import EngineConfig, SpeculativeConfig
 from realm.core.types import Request, SamplingParams
@@ -32,7 +33,7 @@ from realm.gguf.reader import GGUFFile
 from realm.models.draft import DraftModel
 from realm.models.loader import LoadedModel, load_draft, load_model
 from realm.tokenizer.chat import load_chat_template
-from realm.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from realm.tokenizer.tokenizer import Tokenizer
 
 LOOKUP, NO_LOOKUP = SpeculativeConfig(), SpeculativeConfig(lookup=False)
 PARTS = ("copy", "chat", "sampled", "hopeless")
@@ -73,7 +74,7 @@ class Bench:
         )
         self._path = path
         self._model: LoadedModel = load_model(path, self._config)
-        self.tokenizer: Tokenizer = load_tokenizer(self._model.metadata)
+        self.tokenizer: Tokenizer = self._model.tokenizer
         self._template = load_chat_template(self._model.metadata, self.tokenizer)
         self._engines: dict[str, Engine] = {}
         self.add("off", None, None)
@@ -153,6 +154,11 @@ def measure(bench: Bench, case: Case, num_rounds: int) -> dict[str, dict[str, fl
     return results
 
 
+def shipped_draft() -> Path:
+    """The draft for SmolLM2 that comes with Realm."""
+    return Path(realm.__file__).parent / "data" / "smollm2-135m-draft.gguf"
+
+
 def hopeless_draft(path: Path, directory: Path) -> Path:
     """A draft with random weights, of the size of the shipped one."""
     rng = np.random.default_rng(0)
@@ -201,7 +207,7 @@ def main() -> None:
     args = parser.parse_args()
     sizes = [int(size) for size in args.batch_sizes.split(",")]
     parts = args.parts.split(",")
-    draft = args.draft or next(Path(sys.modules["realm.models.draft"].__file__ or "").parents[1].glob("data/*.gguf"))
+    draft = args.draft or shipped_draft()
     bench = Bench(args.model, args.threads, max(sizes))
     with tempfile.TemporaryDirectory() as directory:
         bench.add("lookup", LOOKUP, None)

@@ -13,7 +13,6 @@ from realm.core.types import Float32Array
 from realm.models.loader import Device, LoadedModel, load_model
 from realm.testing.batches import logits_in_chunks
 from realm.testing.divergence import Divergence
-from realm.tokenizer.tokenizer import load_tokenizer
 
 TEXT = Path(__file__).parents[2] / "benchmarks/data/northanger_abbey.txt"
 # One prompt is longer than Gemma's window of 512 tokens.
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.model
 
 def prompts(model: LoadedModel) -> list[list[int]]:
     """Stretches of the text, far from each other, each with BOS in front if the model wants it."""
-    tokenizer = load_tokenizer(model.metadata)
+    tokenizer = model.tokenizer
     ids = tokenizer.encode(TEXT.read_text(encoding="utf-8"), add_special=False)
     start = tokenizer.encode("")
     step = len(ids) // len(PROMPT_LENGTHS_TOKENS)

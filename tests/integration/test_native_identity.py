@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from realm.core.config import EngineConfig, KVType
+from realm.core.config import EngineConfig, KVType, default_threads
 from realm.core.quant import QuantType
 from realm.core.types import Batch, Float32Array
 from realm.kernels.ops import Executor
@@ -84,6 +84,15 @@ def test_alone_equals_chunked_equals_mixed(architecture: str, quant_type: QuantT
     for executor, seed in ((one_thread, 1), (two_threads, 2)):
         for mixed, single in zip(together(executor, requests, np.random.default_rng(seed)), expected, strict=True):
             assert np.array_equal(mixed, single)
+
+
+def test_more_threads_than_cpus(tmp_path: Path) -> None:
+    """Threads that must wait for a CPU sleep at the barriers; none may miss being woken."""
+    path = write_tiny_model(tmp_path / "tiny.gguf", tiny("llama", QuantType.Q4_1))
+    ids = prompts(load_model(path, CONFIG).executor.vocab_size)[0]
+    expected = alone(load_model(path, CONFIG).executor, ids, 1)
+    crowded = load_model(path, replace(CONFIG, num_threads=4 * default_threads())).executor
+    assert np.array_equal(alone(crowded, ids, 1), expected)
 
 
 @pytest.mark.parametrize("kv_type", KVType)

@@ -67,7 +67,7 @@ class Plain:
 def both(executor: NativeExecutor, plan: DraftPlan, token_ids: np.ndarray | None = None) -> DraftRound:
     """The native round, which must be the defined one."""
     expected = draft(Plain(executor), plan, token_ids)  # type: ignore[arg-type]
-    actual = draft(executor, plan, token_ids)
+    actual = executor.draft(plan, token_ids)
     for name in ("tokens", "classes", "num_guesses", "num_drafts", "step_rows"):
         assert getattr(actual, name).tolist() == getattr(expected, name).tolist(), name
     assert actual.num_steps == expected.num_steps
@@ -160,9 +160,9 @@ def test_logits_that_are_not_finite_end_a_draft() -> None:
 )
 def test_a_plan_that_makes_no_sense(executor: NativeExecutor, bad: dict[str, np.ndarray]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        draft(executor, plan_of(**bad), None)  # type: ignore[arg-type]
+        executor.draft(plan_of(**bad), None)  # type: ignore[arg-type]
 
 
 def test_names_must_be_as_many_as_outputs(executor: NativeExecutor) -> None:
     with pytest.raises(ValueError, match="token id"):
-        draft(executor, plan_of(), np.zeros(3, np.int32))
+        executor.draft(plan_of(), np.zeros(3, np.int32))

@@ -17,6 +17,8 @@ _SMOOTHING = 0.1
 _FALL, _RISE = 0.3, 0.05
 _MAX_OUTLIER = 2.0
 _STALE_STEPS = 4096
+_CLEANING_STEPS = 256
+_MIN_CHANGE = 0.01
 _MIN_GAIN = 1.01
 _MIN_CHANCE = 0.02
 
@@ -28,6 +30,8 @@ class _Timing:
     num_rows: float
     seconds: float
     last_step: int = 0
+    known_seconds: float = 0.0
+    """As the estimates have it."""
 
 
 class StepCost:
@@ -46,15 +50,30 @@ class StepCost:
     def observe(self, num_rows: int, seconds: float) -> None:
         """One step of `num_rows` rows took `seconds`."""
         self._num_steps += 1
-        timing = self._timings.setdefault(_size_class(num_rows), _Timing(num_rows, seconds))
+        size = _size_class(num_rows)
+        timing = self._timings.get(size)
+        if timing is None:
+            timing = self._timings[size] = _Timing(num_rows, seconds)
         timing.last_step = self._num_steps
         timing.num_rows += _SMOOTHING * (num_rows - timing.num_rows)
         change = min(seconds, _MAX_OUTLIER * timing.seconds) - timing.seconds
         timing.seconds += change * (_FALL if change < 0.0 else _RISE)
+        is_stale = self._num_steps % _CLEANING_STEPS == 0 and self._drop_stale()
+        # Sorting anew at each step would cost more than it tells.
+        if is_stale or abs(timing.seconds - timing.known_seconds) > _MIN_CHANGE * timing.known_seconds:
+            self._sort()
+
+    def _drop_stale(self) -> bool:
         oldest = self._num_steps - _STALE_STEPS
-        for size in [size for size, timing in self._timings.items() if timing.last_step < oldest]:
+        stale = [size for size, timing in self._timings.items() if timing.last_step < oldest]
+        for size in stale:
             del self._timings[size]
+        return bool(stale)
+
+    def _sort(self) -> None:
         timings = [timing for _, timing in sorted(self._timings.items())]
+        for timing in timings:
+            timing.known_seconds = timing.seconds
         self._sizes = [timing.num_rows for timing in timings]
         self._levels = list(accumulate((timing.seconds for timing in timings), max))
         self._cache.clear()

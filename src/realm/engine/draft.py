@@ -19,7 +19,7 @@ from realm.core.types import Int32Array
 from realm.engine.adaptive import AcceptanceRate, DraftLength, Probing, StepCost
 from realm.engine.draft_kv import DraftContext, DraftKV, draft_batch
 from realm.engine.sequence import Sequence
-from realm.kernels.drafting import SURENESS_BOUNDS, DraftPlan, DraftRound, draft
+from realm.kernels.drafting import SURENESS_BOUNDS, DraftingExecutor, DraftPlan, DraftRound, draft
 from realm.kernels.ops import Executor
 from realm.models.draft import DraftModel
 
@@ -99,6 +99,7 @@ class DraftModelProposer:
     ) -> None:
         self.kv = kv
         self._executor = executor
+        self._native = executor if isinstance(executor, DraftingExecutor) else None
         self._length = length
         self._token_ids = token_ids
         self._max_batch_tokens = max_batch_tokens
@@ -122,10 +123,8 @@ class DraftModelProposer:
             done = self._draft(drafting, speed, drafts)
             later = float(done.step_seconds[1 : done.num_steps].sum())
             self._first_cost.observe(int(done.step_rows[0]), self._clock() - began - later)
-            for rows, seconds in zip(
-                done.step_rows[1 : done.num_steps].tolist(), done.step_seconds[1 : done.num_steps].tolist(), strict=True
-            ):
-                self._cost.observe(rows, seconds)
+            if done.num_steps > 1:
+                self._cost.observe(int(done.step_rows[1]), float(done.step_seconds[1]))
         return drafts
 
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
@@ -198,8 +197,11 @@ class DraftModelProposer:
     def _draft(self, drafting: list[_Drafting], speed: float, drafts: list[list[int]]) -> DraftRound:
         """One round: guesses go to the requests' states, and those worth verifying to `drafts`."""
         plan, fed, judged = self._plan(drafting, speed)
-        done = draft(self._executor, plan, self._token_ids, self._clock)
-        for d, num_new in zip(fed, np.diff(plan.first.query_starts).tolist(), strict=True):
+        if self._native is not None:
+            done = self._native.draft(plan, self._token_ids)
+        else:
+            done = draft(self._executor, plan, self._token_ids, self._clock)
+        for d, num_new in fed:
             d.context.num_computed += num_new
         guesses, sureness = done.tokens.tolist(), done.classes.tolist()
         for s, d in enumerate(judged):
@@ -210,10 +212,14 @@ class DraftModelProposer:
             drafts[d.index] = guesses[s][: int(done.num_drafts[s])]
         return done
 
-    def _plan(self, drafting: list[_Drafting], speed: float) -> tuple[DraftPlan, list[_Drafting], list[_Drafting]]:
-        """A round that feeds known tokens first, who is fed, and those of them who draft: who had no more than fit."""
-        spare = self._max_batch_tokens if len(drafting) == 1 else max(_MIN_CATCH_UP_TOKENS, self._max_batch_tokens // 4)
-        fed: list[_Drafting] = []
+    def _plan(
+        self, drafting: list[_Drafting], speed: float
+    ) -> tuple[DraftPlan, list[tuple[_Drafting, int]], list[_Drafting]]:
+        """A round, who is fed how many known tokens first, and those of them who draft: who had no more than fit."""
+        spare = self._max_batch_tokens
+        if len(drafting) > 1:
+            spare = min(spare, max(_MIN_CATCH_UP_TOKENS, spare // 4))
+        fed: list[tuple[_Drafting, int]] = []
         tokens: list[list[int]] = []
         contexts: list[int] = []
         is_judged: list[bool] = []
@@ -223,17 +229,17 @@ class DraftModelProposer:
             if not new:
                 continue
             spare -= len(new)
-            fed.append(d)
+            fed.append((d, len(new)))
             tokens.append(new)
             contexts.append(begin)
             is_judged.append(begin + len(new) == len(d.seq.tokens))
-        judged = [d for d, ready in zip(fed, is_judged, strict=True) if ready]
+        judged = [d for (d, _), ready in zip(fed, is_judged, strict=True) if ready]
         size = max(1, len(judged))
         verify_seconds = self._length.row_seconds(max(_WINDOW_ROWS, size))
         draft_seconds = self._later_seconds(size) / size
         classes = [[rate.value for rate in d.state.rates.classes] for d in judged]
         plan = DraftPlan(
-            first=draft_batch(tokens, contexts, self.kv.tables([d.seq.row for d in fed]), is_judged),
+            first=draft_batch(tokens, contexts, self.kv.tables([d.seq.row for d, _ in fed]), is_judged),
             limits=np.array([d.limit for d in judged], np.int32),
             rates=np.array(classes, np.float32).reshape(len(judged), len(SURENESS_BOUNDS) + 1),
             means=np.array([d.state.rates.mean.value for d in judged], np.float32),

@@ -16,6 +16,7 @@ from realm.models.config import ModelSpec, read_spec
 from realm.models.decoder import decode
 from realm.models.draft import DraftModel, read_draft
 from realm.models.weights import Weights, dequantize_tensor, load_weights, rope_factors
+from realm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 Device = Literal["cpu", "reference"]
 Progress = Callable[[int, int], None]
@@ -31,7 +32,9 @@ class LoadedModel:
 
     spec: ModelSpec
     executor: Executor
+    tokenizer: Tokenizer
     metadata: Metadata
+    """The file's, without its lists: those of a large vocabulary take tens of megabytes."""
     fingerprint: str
     """Hex SHA-256 that identifies the weights; part of every cache domain."""
     max_seq_len: int
@@ -53,16 +56,36 @@ def load_model(
         ModelFileError: the file is missing, corrupt, hostile or of a kind that is not supported.
         InvalidRequest: `max_seq_len` is more than the model's context.
     """
+    parts = _read(path, config)
+    num_kv_blocks = _num_kv_blocks(config, parts.max_seq_len)
+    args = parts.weights, parts.spec, config, num_kv_blocks
+    if device == "cpu":
+        executor = _native_executor(*args, parts.max_seq_len, progress)
+    else:
+        executor = _reference_executor(*args)
+    return LoadedModel(parts.spec, executor, parts.tokenizer, parts.metadata, parts.fingerprint, parts.max_seq_len)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What is kept of a file. Its whole metadata is gone before the weights are packed, which takes the most memory."""
+
+    spec: ModelSpec
+    weights: Weights
+    tokenizer: Tokenizer
+    metadata: Metadata
+    fingerprint: str
+    max_seq_len: int
+
+
+def _read(path: str | Path, config: EngineConfig) -> _Parts:
     with GGUFFile.open(path) as file:
         spec = read_spec(file.metadata, rope_factors(file))
         max_seq_len = _max_seq_len(config, spec)
         weights = load_weights(file, spec)
-        num_kv_blocks = _num_kv_blocks(config, max_seq_len)
-        if device == "cpu":
-            executor = _native_executor(weights, spec, config, num_kv_blocks, max_seq_len, progress)
-        else:
-            executor = _reference_executor(weights, spec, config, num_kv_blocks)
-        return LoadedModel(spec, executor, file.metadata, file.fingerprint, max_seq_len)
+        tokenizer = load_tokenizer(file.metadata)
+        metadata = Metadata({key: value for key, value in file.metadata.items() if not isinstance(value, list)})
+        return _Parts(spec, weights, tokenizer, metadata, file.fingerprint, max_seq_len)
 
 
 def load_draft(

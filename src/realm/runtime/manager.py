@@ -30,7 +30,6 @@ from realm.runtime.loop import EngineLoop
 from realm.runtime.model import Model, Options
 from realm.runtime.served import DEFAULT_TENANT, Limits
 from realm.tokenizer.chat import load_chat_template
-from realm.tokenizer.tokenizer import load_tokenizer
 
 Loader = Callable[[Path, EngineConfig, Device], LoadedModel]
 
@@ -243,19 +242,18 @@ class RuntimeManager:
         """Executor, engine, thread and tokenizer of one model."""
         path = ensure_model(config.model_path)
         loaded = self._loader(path, self.config, self.device)
-        tokenizer = load_tokenizer(loaded.metadata)
-        template = load_chat_template(loaded.metadata, tokenizer, self._chat_template)
+        template = load_chat_template(loaded.metadata, loaded.tokenizer, self._chat_template)
         speculative, draft = load_draft_model(config, self.config, path, loaded, self.device)
         limits = replace(self.config, max_seq_len=loaded.max_seq_len, speculative=speculative)
         registry = AdapterRegistry(lambda: _read_base(path))
         pool = AdapterPool(loaded.executor, registry.weights_of, limits.adapter_cache_bytes)
-        engine = Engine(loaded.executor, limits, tokenizer.end_ids, adapters=pool, draft=draft)
+        engine = Engine(loaded.executor, limits, loaded.tokenizer.end_ids, adapters=pool, draft=draft)
         loop = EngineLoop(engine, name=f"realm-{model_id}")
         pool.on_ready = loop.wake
         return Model(
             model_id,
             loop,
-            tokenizer,
+            loaded.tokenizer,
             template,
             Limits(
                 engine.max_seq_len,

@@ -87,15 +87,15 @@ class UploadReader:
 
     def _end_header(self) -> None:
         if self._header.lower() == b"content-disposition":
-            self._disposition = self._value.decode("utf-8", errors="replace")
+            self._disposition = self._value.decode("latin-1")  # byte by byte: what it means is seen below
         self._header = self._value = b""
 
     def _open_file(self) -> None:
         _, options = parse_options_header(self._disposition)
-        field = options.get(b"name", b"").decode("latin-1")
+        field = options.get(b"name", b"").decode(errors="replace")
         if field != FIELD:
             raise InvalidRequest(f"unknown field {field[:100]!r}; files go into 'files'", code="unknown_parameter")
-        self._file = self._incoming.create(_stored_name(options.get(b"filename", b"").decode("latin-1")))
+        self._file = self._incoming.create(_stored_name(options.get(b"filename", b"").decode(errors="replace")))
 
     def _write(self, data: bytes, start: int, end: int) -> None:
         assert self._file is not None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeVar
+from itertools import accumulate, pairwise
+from typing import TypeVar, overload
 
 from realm.core.errors import ModelFileError
 
 T = TypeVar("T")
 
 PREFIX = "tokenizer.ggml."
+_LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
 class TokenType(IntEnum):
@@ -59,12 +61,45 @@ _END_TEXTS = (
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
 
 
+class Texts(Sequence[str]):
+    """Many short texts in one buffer: a seventh of the memory that a list of str takes."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        encoded = [text.encode() for text in texts]
+        self._data = b"".join(encoded)
+        self._ends = array("Q", accumulate(map(len, encoded), initial=0))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return self._data[self._ends[index] : self._ends[index + 1]].decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._data[start:end].decode() for start, end in pairwise(self._ends))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Texts) and (self._data, self._ends) == (other._data, other._ends)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """Tokens in id order with their types; ids are checked to be in range."""
 
-    tokens: Sequence[str]
-    types: Sequence[int]
+    tokens: Texts
+    types: bytes
+    """A `TokenType` for each token."""
     bos_id: int | None
     eos_id: int | None
     unk_id: int | None
@@ -106,8 +141,8 @@ def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
         types[index] = TokenType.CONTROL
     hidden = (TokenType.CONTROL, TokenType.UNKNOWN)
     return Vocabulary(
-        tokens=tokens,
-        types=types,
+        tokens=Texts(tokens),
+        types=bytes(types),
         bos_id=ids["bos_token_id"],
         eos_id=ids["eos_token_id"],
         unk_id=ids["unknown_token_id"],
@@ -181,14 +216,18 @@ def read_list(metadata: Mapping[str, object], name: str, kind: type[T]) -> Seque
 
 
 def read_finite(metadata: Mapping[str, object], name: str, num_tokens: int) -> Sequence[float]:
-    """The list of `num_tokens` finite floats at `tokenizer.ggml.<name>`; ModelFileError otherwise."""
+    """The list of `num_tokens` floats of 32 bits at `tokenizer.ggml.<name>`; ModelFileError otherwise."""
     values = read_list(metadata, name, float)
     if len(values) != num_tokens:
         raise ModelFileError(f"{PREFIX}{name} has {len(values)} entries for {num_tokens} tokens")
-    if not all(map(math.isfinite, values)):
-        index = next(i for i, value in enumerate(values) if not math.isfinite(value))
+    if not all(map(_is_float32, values)):
+        index = next(i for i, value in enumerate(values) if not _is_float32(value))
         raise ModelFileError(f"{PREFIX}{name} entry {index} is {values[index]}, it must be finite")
     return values
+
+
+def _is_float32(value: float) -> bool:
+    return -_LARGEST_FLOAT32 <= value <= _LARGEST_FLOAT32  # False for NaN
 
 
 def check_utf8(name: str, texts: Sequence[str]) -> None:

@@ -255,6 +255,10 @@ def test_names_that_could_be_paths(client: TestClient, name: str, status: int) -
         (b"--x\r\n", "multipart/form-data; boundary=x"),
         (b"garbage", "multipart/form-data; boundary=x"),
         (b"--x\r\n\r\nabc\r\n--x--\r\n", "multipart/form-data; boundary=x"),
+        (
+            b'--x\r\ncontent-disposition: form-data; name="\xed\xaf\xaf"\r\n\r\nabc\r\n',
+            "multipart/form-data; boundary=x",
+        ),
         (b"--x--\r\n", "multipart/form-data"),
         (b"--x--\r\n", "multipart/form-data; boundary=" + "x" * 5000),
         (b"--x\r\ncontent-disposition: " + b"a" * 5000 + b"\r\n\r\n", "multipart/form-data; boundary=x"),
