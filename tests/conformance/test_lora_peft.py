@@ -24,16 +24,19 @@ CONFIGS = {
     "all": LoraConfig(r=8, lora_alpha=16, target_modules=LINEAR),
     "attention": LoraConfig(r=4, lora_alpha=4, target_modules=LINEAR[:4], use_rslora=True),
     "mixed": LoraConfig(r=4, target_modules=LINEAR[:7], rank_pattern={"down_proj": 12}, alpha_pattern={"q_proj": 3}),
+    "embedding": LoraConfig(r=6, lora_alpha=12, target_modules=["embed_tokens", "q_proj"]),
 }
-IDS = np.random.default_rng(1).integers(0, 256, (4, 50))
-ROWS = ["all", "attention", "__base__", "mixed"]
+IDS = np.random.default_rng(1).integers(0, 256, (5, 50))
+ROWS = ["all", "attention", "__base__", "mixed", "embedding"]
 
 
 # PEFT asks transformers in a way that transformers has deprecated.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("device", ["cpu", "reference"])
-def test_mixed_batches_match_peft(tmp_path: Path, device: Device):
-    path = write_tiny_model(tmp_path / "tiny.gguf", TinyModel(tied=False))
+def test_mixed_batches_match_peft(tmp_path: Path, device: Device, tied: bool):
+    path = write_tiny_model(tmp_path / "tiny.gguf", TinyModel(tied=tied))
     with GGUFFile.open(path) as file:
         base = BaseModel.from_gguf(file)
         meta = file.metadata
@@ -47,15 +50,15 @@ def test_mixed_batches_match_peft(tmp_path: Path, device: Device):
             head_dim=base.modules["blk.0.attn_q"][0] // base.num_heads,
             rms_norm_eps=meta.get_float("llama.attention.layer_norm_rms_epsilon"),
             rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-            tie_word_embeddings=False,
+            tie_word_embeddings=tied,
         )
         hf = build(config, file)
     torch.manual_seed(0)
     peft = get_peft_model(hf, CONFIGS["all"], adapter_name="all")
-    for name in ("attention", "mixed"):
+    for name in ("attention", "mixed", "embedding"):
         peft.add_adapter(name, CONFIGS[name])
     for name, values in peft.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "lora_embedding_A" in name:
             torch.nn.init.normal_(values, std=0.05)
     peft.eval()
     peft.save_pretrained(tmp_path / "adapters", save_embedding_layers=False)

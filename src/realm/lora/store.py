@@ -182,6 +182,10 @@ class AdapterStore:
             self.record(name)
             return self._files[name]
 
+    def find(self, name: str) -> Record | None:
+        """What a name stands for; None if nothing is stored under it."""
+        return self._records.get(name)
+
     def record(self, name: str) -> Record:
         """What a name stands for.
 

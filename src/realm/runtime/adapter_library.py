@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,7 +85,7 @@ class AdapterLibrary:
         self._pool.check_fits(name, bound)
         with self._lock:
             self.check_name(name)
-            before = self.store.records.get(name)
+            before = self.store.find(name)
             old = self._registered(name)
             record, _ = self.store.commit(
                 incoming, content_hash=bound.content_hash, fingerprint=self._model.fingerprint, ranks=bound.ranks
@@ -108,7 +107,7 @@ class AdapterLibrary:
         Raises:
             Conflict: the name is one of those.
         """
-        if name in self._registry.names() and name not in self.store.records:
+        if self._registered(name) is not None and self.store.find(name) is None:
             raise _configured(name)
 
     def load(self, name: str) -> AdapterInfo:
@@ -141,12 +140,10 @@ class AdapterLibrary:
             NotFound: no such adapter.
         """
         with self._lock:
-            if name not in self.names():
-                raise unknown_adapter(name)
             if self._registered(name) is not None:
                 unload_adapter(self._model, name)
-            if name not in self.store.records:
-                return None
+                if self.store.find(name) is None:
+                    return None
             self.store.update(name, loaded=False, pinned=False)
             return self.info(name)
 
@@ -163,7 +160,7 @@ class AdapterLibrary:
                 self._pool.pin(ref)
             else:
                 self._pool.unpin(ref)
-            if name in self.store.records:
+            if self.store.find(name) is not None:
                 self.store.update(name, pinned=pinned)
         if pinned:
             self._model.loop.call(lambda: self._pool.prefetch(ref)).result()
@@ -200,25 +197,26 @@ class AdapterLibrary:
             NotFound: no such adapter.
         """
         with self._lock:
-            adapter, record = self._registered(name), self.store.records.get(name)
-            if adapter is None and record is None:
+            adapter, record = self._registered(name), self.store.find(name)
+            if record is not None:
+                ranks, content_hash = record.ranks, record.content_hash
+            elif adapter is not None:
+                ranks = {module: layer.rank for module, layer in adapter.weights.outline.items()}
+                content_hash = adapter.ref.content_hash
+            else:
                 raise unknown_adapter(name)
-            ref = AdapterRef(name, record.content_hash) if adapter is None and record else None
-            ref = adapter.ref if adapter else ref
-            assert ref is not None
-            ranks = record.ranks if record else self._ranks(adapter)
             return AdapterInfo(
                 name=name,
                 state=self._state(adapter),
-                pinned=adapter is not None and self._pool.is_pinned(ref),
+                pinned=adapter is not None and self._pool.is_pinned(adapter.ref),
                 uploaded=record is not None,
-                content_hash=ref.content_hash,
+                content_hash=content_hash,
                 rank=max(ranks.values()),
                 num_matrices=len(ranks),
                 modules=tuple(sorted({module.rpartition(".")[2] for module in ranks})),
                 file_bytes=record.num_bytes if record else 0,
-                resident_bytes=self._pool.packed_bytes(ref) if adapter else 0,
-                num_requests=self._pool.num_users(ref) if adapter else 0,
+                resident_bytes=self._pool.packed_bytes(adapter.ref) if adapter else 0,
+                num_requests=self._pool.num_users(adapter.ref) if adapter else 0,
                 created=record.created if record else None,
             )
 
@@ -240,10 +238,6 @@ class AdapterLibrary:
         if adapter is None:
             return "stored"
         return "resident" if self._pool.is_resident(adapter.ref) else "available"
-
-    def _ranks(self, adapter: Adapter | None) -> Mapping[str, int]:
-        assert adapter is not None
-        return {name: layer.rank for name, layer in adapter.weights.outline.items()}
 
     def _fits(self, record: Record) -> bool:
         base = self._registry.base

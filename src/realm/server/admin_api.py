@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path as FilePath
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
 from realm.core.errors import NotFound, Unavailable
-from realm.lora.store import AdapterStore
+from realm.lora.store import AdapterStore, Incoming
 from realm.runtime.adapter_library import AdapterInfo, AdapterLibrary
 from realm.runtime.manager import RuntimeManager
 from realm.runtime.model import Model
@@ -115,8 +116,7 @@ def _adapters(model: Model, library: AdapterLibrary) -> APIRouter:
 
         Streams that began with what had the name before end with it.
         """
-        library.check_name(name)
-        with library.store.receive(name) as incoming:
+        async with _receiving(library, name) as incoming:
             try:
                 await UploadReader(request.headers.get("content-type", ""), incoming).read(request.stream())
             except ClientDisconnect:
@@ -153,6 +153,18 @@ def _adapters(model: Model, library: AdapterLibrary) -> APIRouter:
         return Deleted(name=name)
 
     return router
+
+
+@asynccontextmanager
+async def _receiving(library: AdapterLibrary, name: str) -> AsyncIterator[Incoming]:
+    """`AdapterStore.receive`, without a wait for the disk in front of everybody's event loop."""
+    library.check_name(name)
+    receiving = library.store.receive(name)
+    incoming = await _beside(receiving.__enter__)
+    try:
+        yield incoming
+    finally:
+        await asyncio.to_thread(receiving.__exit__, None, None, None)
 
 
 def _tenants(library: AdapterLibrary, grants: Grants) -> APIRouter:

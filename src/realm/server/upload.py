@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import BinaryIO
 
@@ -67,7 +68,7 @@ class UploadReader:
         """
         try:
             async for chunk in stream:
-                self._parser.write(chunk)
+                await asyncio.to_thread(self._parser.write, chunk)  # a disk may be slow
         except FormParserError as error:
             raise _invalid(str(error)) from None
         if not self._ended:
