@@ -53,22 +53,24 @@ def first_model(url: str, headers: dict[str, str]) -> str:
 class Client:
     """Sends one request after the other, each on a connection of its own."""
 
-    def __init__(self, args: argparse.Namespace, model: str, headers: dict[str, str]) -> None:
+    def __init__(self, args: argparse.Namespace, models: list[str], headers: dict[str, str]) -> None:
         self._args = args
-        self._model = model
+        self._models = models
         parts = urlsplit(args.url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._headers = headers
 
-    def _request(self, prompt: str) -> bytes:
+    def _request(self, prompt: str, index: int) -> bytes:
         body = {
-            "model": self._model,
+            "model": self._models[index % len(self._models)],
             "max_tokens": self._args.max_tokens,
             "temperature": self._args.temperature,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if self._args.llama_adapters:
+            body["lora"] = [{"id": index % self._args.llama_adapters, "scale": 1.0}]
         if self._args.chat:
             path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": prompt}]
         else:
@@ -78,9 +80,9 @@ class Client:
         lines += [f"content-length: {len(data)}", "connection: close", *(f"{k}: {v}" for k, v in self._headers.items())]
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + data
 
-    async def ask(self, prompt: str) -> Result:
-        """Stream one answer."""
-        request = self._request(prompt)
+    async def ask(self, prompt: str, index: int) -> Result:
+        """Stream one answer to client `index`."""
+        request = self._request(prompt, index)
         result = Result(time.perf_counter())
         reader, writer = await asyncio.open_connection(self._host, self._port)
         try:
@@ -145,7 +147,7 @@ async def run_round(args: argparse.Namespace, client: Client, number: int) -> di
 
     async def one(index: int) -> list[Result]:
         seeds = (number * 1_000_003 + index * 1009 + turn for turn in range(args.requests))
-        return [await client.ask(prompt_text(args.prompt_tokens, seed)) for seed in seeds]
+        return [await client.ask(prompt_text(args.prompt_tokens, seed), index) for seed in seeds]
 
     began = time.perf_counter()
     groups = await asyncio.gather(*(one(i) for i in range(args.clients)))
@@ -175,7 +177,12 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="where the server is, without /v1")
-    parser.add_argument("--model", help="default: the first that the server lists")
+    parser.add_argument(
+        "--model", help="default: the first that the server lists; clients take several, by commas, in turn"
+    )
+    parser.add_argument(
+        "--llama-adapters", type=int, default=0, help="for llama-server: clients choose its adapters 0 to N-1 in turn"
+    )
     parser.add_argument("--clients", type=int, default=8, help="at once (default 8)")
     parser.add_argument("--requests", type=int, default=1, help="of each client, in turn (default 1)")
     parser.add_argument("--rounds", type=int, default=3, help="measured; one more goes before, unmeasured (default 3)")
@@ -194,7 +201,7 @@ def main() -> None:
     args.url = args.url.rstrip("/").removesuffix("/v1")
     headers = {"authorization": f"Bearer {args.api_key}"} if args.api_key else {}
     model = args.model or first_model(args.url, headers)
-    client = Client(args, model, headers)
+    client = Client(args, model.split(","), headers)
     rows = [asyncio.run(run_round(args, client, number)) for number in range(args.rounds + 1)][1:]
     print_table(rows)
     if args.json:

@@ -16,8 +16,8 @@ _SMOOTHING = 0.1
 # What disturbs a step only ever makes it slower: averages fall quickly and rise slowly, towards an undisturbed step.
 _FALL, _RISE = 0.3, 0.05
 _MAX_OUTLIER = 2.0
-_STALE_STEPS = 4096
-_CLEANING_STEPS = 256
+# A size that was timed once, and found to be dear, is tried again soon: something may have interrupted that step.
+_FIRST_PATIENCE_STEPS, _MAX_PATIENCE_STEPS = 16, 512
 _MIN_CHANGE = 0.01
 _MIN_GAIN = 1.01
 _MIN_CHANCE = 0.02
@@ -32,6 +32,8 @@ class _Timing:
     last_step: int = 0
     known_seconds: float = 0.0
     """As the estimates have it."""
+    patience_steps: int = _FIRST_PATIENCE_STEPS
+    """Steps for which it counts, once the size isn't timed any more: longer, the more often it was."""
 
 
 class StepCost:
@@ -53,25 +55,22 @@ class StepCost:
         size = _size_class(num_rows)
         timing = self._timings.get(size)
         if timing is None:
-            timing = self._timings[size] = _Timing(num_rows, seconds)
+            usual = self.seconds(num_rows) if self._sizes else seconds
+            timing = self._timings[size] = _Timing(num_rows, min(seconds, _MAX_OUTLIER * usual))
+        was_forgotten = self._num_steps - timing.last_step > timing.patience_steps
         timing.last_step = self._num_steps
         timing.num_rows += _SMOOTHING * (num_rows - timing.num_rows)
         change = min(seconds, _MAX_OUTLIER * timing.seconds) - timing.seconds
         timing.seconds += change * (_FALL if change < 0.0 else _RISE)
-        is_stale = self._num_steps % _CLEANING_STEPS == 0 and self._drop_stale()
+        timing.patience_steps = min(2 * timing.patience_steps, _MAX_PATIENCE_STEPS)
         # Sorting anew at each step would cost more than it tells.
-        if is_stale or abs(timing.seconds - timing.known_seconds) > _MIN_CHANGE * timing.known_seconds:
+        is_changed = abs(timing.seconds - timing.known_seconds) > _MIN_CHANGE * timing.known_seconds
+        if is_changed or was_forgotten or self._num_steps % _FIRST_PATIENCE_STEPS == 0:
             self._sort()
 
-    def _drop_stale(self) -> bool:
-        oldest = self._num_steps - _STALE_STEPS
-        stale = [size for size, timing in self._timings.items() if timing.last_step < oldest]
-        for size in stale:
-            del self._timings[size]
-        return bool(stale)
-
     def _sort(self) -> None:
-        timings = [timing for _, timing in sorted(self._timings.items())]
+        now = self._num_steps
+        timings = [t for _, t in sorted(self._timings.items()) if now - t.last_step <= t.patience_steps]
         for timing in timings:
             timing.known_seconds = timing.seconds
         self._sizes = [timing.num_rows for timing in timings]
