@@ -121,6 +121,7 @@ class LoRAWeights:
         self.architecture = architecture
         self.row_order: RowOrder = row_order
         self._layers: dict[str, _StoredLayer] = {}
+        self._num_bytes = 0
 
     @classmethod
     def load(cls, path: str | Path, adapter_id: str | None = None) -> LoRAWeights:
@@ -170,7 +171,7 @@ class LoRAWeights:
             raise _invalid(f"{module_name} was added before")
         if self.num_bytes + layer.a.nbytes + layer.b.nbytes > MAX_ADAPTER_BYTES:
             raise _invalid(f"{self.adapter_id} is larger than {MAX_ADAPTER_BYTES} bytes")
-        self._layers[module_name] = _StoredLayer(compact(layer.a), compact(layer.b), layer.scale)
+        self._put(module_name, _StoredLayer(compact(layer.a), compact(layer.b), layer.scale))
         self.__dict__.pop("content_hash", None)
 
     def bind(self, base: BaseModel) -> LoRAWeights:
@@ -195,8 +196,13 @@ class LoRAWeights:
                 raise _mismatch(self, f"changes {name} of {(rows, columns)}, the base has {shape}")
             if self.row_order == "huggingface":
                 layer = replace(layer, b=CompactMatrix(base.reorder_rows(name, layer.b.values)))
-            bound._layers[name] = layer
+            bound._put(name, layer)
         return bound
+
+    def _put(self, name: str, layer: _StoredLayer) -> None:
+        rows, rank, columns = layer.shape
+        self._layers[name] = layer
+        self._num_bytes += 4 * rank * (rows + columns)
 
     @property
     def layers(self) -> Mapping[str, LoRALayer]:
@@ -216,7 +222,7 @@ class LoRAWeights:
     @property
     def num_bytes(self) -> int:
         """Bytes of all A and B as float32."""
-        return sum(4 * rank * (rows + columns) for rows, rank, columns in (x.shape for x in self._layers.values()))
+        return self._num_bytes
 
     @property
     def host_bytes(self) -> int:

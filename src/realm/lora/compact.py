@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from realm.core.types import Float32Array
 
+_SAMPLE = 64
 _UPPER_HALF = 1 if sys.byteorder == "little" else 0
 
 
@@ -39,8 +40,14 @@ def compact(matrix: Float32Array) -> CompactMatrix:
     bits = matrix.view(np.uint32)
     if not matrix.view(np.uint16)[:, 1 - _UPPER_HALF :: 2].any():
         return CompactMatrix((bits >> 16).astype(np.uint16))
-    with np.errstate(over="ignore", under="ignore"):
-        half = matrix.astype(np.float16)
-    if np.array_equal(half.astype(np.float32).view(np.uint32), bits):
+    # The first values tell nearly always, at a small part of the work.
+    if _as_half(matrix.reshape(-1)[:_SAMPLE]) is not None and (half := _as_half(matrix)) is not None:
         return CompactMatrix(half)
     return CompactMatrix(matrix)
+
+
+def _as_half(values: Float32Array) -> NDArray[np.float16] | None:
+    with np.errstate(over="ignore", under="ignore"):
+        half = values.astype(np.float16)
+    is_exact = np.array_equal(half.astype(np.float32).view(np.uint32), values.view(np.uint32))
+    return half if is_exact else None
