@@ -34,7 +34,7 @@ def always_draft(engine: Engine) -> Engine:
     assert drafter._length is not None
     drafter._length.cost = FreeSteps(1.0)
     if (proposer := draft_proposer_of(engine)) is not None:
-        proposer._cost = FreeSteps(1e-6)
+        proposer._cost = proposer._first_cost = FreeSteps(1e-6)
     return engine
 
 

@@ -57,7 +57,7 @@ def make(
 ) -> None:
     """Write a draft that has some of the target's layers, and shares its embedding and head in memory.
 
-    As it comes it rarely guesses right: it is what `realm draft distill` begins with.
+    As it comes it is hardly ever right: it is what `realm draft distill` begins with.
     """
     from realm.cli.progress import StageBars, fetch_model
     from realm.distill.make import check_layers, check_vocabulary, count_tokens, make_draft, most_frequent, read_target

@@ -29,6 +29,7 @@ _MAX_TENANTS = 1024
 _CATCH_UP_PER_TOKEN = 32  # a prompt is worth computing for at least one output token in this many
 _TRIED_LENGTHS = (1, 2, 3, 4, 6, 8, 12)
 _MIN_GAIN = 1.02
+_LOOKUP_ADVANTAGE = 0.8  # guesses that cost nothing to make may be right less often
 _WINDOW_ROWS = 4  # over which the cost of a row is averaged: kernels work in tiles
 _MIN_CATCH_UP_TOKENS = 64
 
@@ -161,7 +162,7 @@ class DraftModelProposer:
             for some, rate in ((able, sum(rates) / len(rates)), (promising, best)):
                 speed = self._best_speed(some, rate)
                 if speed > self._length.speed() * _MIN_GAIN:
-                    self._length.rival = rate
+                    self._length.rival = _LOOKUP_ADVANTAGE * rate
                     return some, speed
             one = min(able, key=lambda d: self.kv.lag(d.seq))
             if not self._probing.due(self._length.step_seconds, self._first_seconds(self.kv.lag(one.seq))):

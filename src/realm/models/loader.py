@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def load_model(
         executor = _native_executor(*args, parts.max_seq_len, progress)
     else:
         executor = _reference_executor(*args)
+    _return_freed_memory()
     return LoadedModel(parts.spec, executor, parts.tokenizer, parts.metadata, parts.fingerprint, parts.max_seq_len)
 
 
@@ -86,6 +88,13 @@ def _read(path: str | Path, config: EngineConfig) -> _Parts:
         tokenizer = load_tokenizer(file.metadata)
         metadata = Metadata({key: value for key, value in file.metadata.items() if not isinstance(value, list)})
         return _Parts(spec, weights, tokenizer, metadata, file.fingerprint, max_seq_len)
+
+
+def _return_freed_memory() -> None:
+    """Give the system what reading the file has freed: glibc keeps it for later, and a model stays for long."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def load_draft(

@@ -64,6 +64,10 @@ class ServerConfig:
             raise InvalidRequest(
                 f"max_body_bytes must be at least 1, got {self.max_body_bytes}", param="max_body_bytes"
             )
+        if self.graceful_seconds < 0:
+            raise InvalidRequest(
+                f"graceful_seconds must be at least 0, got {self.graceful_seconds}", param="graceful_seconds"
+            )
         if self.request_timeout is not None and not self.request_timeout > 0:
             raise InvalidRequest(f"request_timeout must be over 0, got {self.request_timeout}", param="request_timeout")
         if any(not key for key in self.api_keys):

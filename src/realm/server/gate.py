@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import json
 from dataclasses import dataclass
@@ -9,12 +11,16 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from realm.core.errors import InvalidRequest, PayloadTooLarge, RealmError, Unauthorized
+from realm.core.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, RealmError, Unauthorized
 from realm.server.tenancy import Tenancy, bearer_digest
 from realm.server.wire import error_body
 
 _ADMIN = "/admin/"
 _UPLOADS = "/admin/v1/adapters/"
+_BODY_PAUSE_SECONDS = 30.0
+# How much of a refused body is read, and for how long, so that its sender comes to read the answer.
+_DISCARD_BYTES = 256 << 20
+_DISCARD_SECONDS = 5.0
 
 
 class UnsupportedMediaType(InvalidRequest):
@@ -76,7 +82,7 @@ class Gate:
             elif scope["method"] in ("POST", "PUT", "PATCH") and (admin is None or scope["method"] != "POST"):
                 self._check_body_headers(headers, "application/json", limit)
         except RealmError as e:
-            await _refuse(e, send)
+            await _refuse(e, receive, send)
             return
         await self._app(scope, _counting(receive, limit), send)
 
@@ -84,6 +90,8 @@ class Gate:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != wanted:
             raise UnsupportedMediaType(f"the content type must be {wanted}, got {kind or 'none'!r}")
+        if (coding := headers.get("content-encoding", "identity")) != "identity":
+            raise UnsupportedMediaType(f"a body in content encoding {coding!r} is not supported")
         length = headers.get("content-length", "")
         if length.isdigit():
             _check_size(int(length), limit)
@@ -95,20 +103,29 @@ def _check_size(num_bytes: int, limit: int) -> None:
 
 
 def _counting(receive: Receive, limit: int) -> Receive:
-    """Bodies without a length are counted as they come in."""
-    num_bytes = 0
+    """Bodies without a length are counted as they come in; one that stops coming is given up."""
+    num_bytes, complete = 0, False
 
     async def counted() -> Message:
-        nonlocal num_bytes
-        message = await receive()
+        nonlocal num_bytes, complete
+        if complete:
+            return await receive()  # until the client hangs up
+        try:
+            async with asyncio.timeout(_BODY_PAUSE_SECONDS):
+                message = await receive()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"nothing more of the body came for {_BODY_PAUSE_SECONDS:g} s", code="body_late"
+            ) from None
         num_bytes += len(message.get("body", b""))
         _check_size(num_bytes, limit)
+        complete = not message.get("more_body", False)
         return message
 
     return counted
 
 
-async def _refuse(error: RealmError, send: Send) -> None:
+async def _refuse(error: RealmError, receive: Receive, send: Send) -> None:
     body = json.dumps(error_body(error)).encode()
     headers = [
         (b"content-type", b"application/json"),
@@ -118,4 +135,18 @@ async def _refuse(error: RealmError, send: Send) -> None:
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    await _discard(receive)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _discard(receive: Receive) -> None:
+    """Let a client finish sending, within bounds: closed at once, it would see a reset instead of the answer."""
+    num_bytes = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while num_bytes < _DISCARD_BYTES:
+                message = await receive()
+                num_bytes += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return

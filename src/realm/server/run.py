@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import socket
@@ -13,6 +14,7 @@ from realm.core.errors import InvalidRequest
 from realm.runtime.manager import RuntimeManager
 from realm.server.app import create_app
 from realm.server.config import ServerConfig
+from realm.server.protocol import BoundedProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ def serve(runtime: RuntimeManager, config: ServerConfig) -> None:
             logger.info("%s drafts for %s", model.draft_model_id, model.model_id)
         options = uvicorn.Config(
             create_app(runtime, config),
+            http=BoundedProtocol,
             access_log=False,
             log_config=None,
             log_level="debug" if config.log_level == "debug" else "warning",  # its chatter at start and end isn't ours
@@ -77,9 +80,10 @@ def _listen(config: ServerConfig) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as e:
+        at_fault = "host" if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL else "port"
         raise InvalidRequest(
             f"can't listen on {config.host}:{config.port}: {e.strerror or e}",
-            param="port",
-            hint="choose another --port",
+            param=at_fault,
+            hint=f"choose another --{at_fault}",
         ) from None
     return listener

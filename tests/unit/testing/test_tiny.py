@@ -12,7 +12,6 @@ from realm.gguf.reader import GGUFFile
 from realm.models.config import SUPPORTED_ARCHITECTURES
 from realm.models.loader import load_model
 from realm.testing.tiny import TinyModel, write_tiny_model
-from realm.tokenizer.tokenizer import load_tokenizer
 
 
 def step_alone(ids: list[int]) -> Batch:
@@ -33,7 +32,7 @@ def test_loads_tokenizes_and_steps(tmp_path: Path, architecture: str, quant_type
     path = write_tiny_model(tmp_path / "tiny.gguf", TinyModel(architecture=architecture, quant_type=quant_type))
     config = EngineConfig(kv_cache_tokens=64, kv_block_tokens=16, kv_type=KVType.F32)
     model = load_model(path, config, device="reference")
-    tokenizer = load_tokenizer(model.metadata)
+    tokenizer = model.tokenizer
     text = "hello, the world: Grüße 你好 🦊"
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
