@@ -10,6 +10,7 @@ from tests.runtime_harness import assert_idle
 from tests.speculation_harness import always_draft
 
 import realm
+from realm.cli.measure_drafts import measure_drafts
 from realm.core.config import AUTO_DRAFT, EngineConfig, ModelConfig, SpeculativeConfig
 from realm.core.errors import InvalidRequest, ModelFileError, NotFound, UnsupportedParameter
 from realm.distill.make import make_draft
@@ -113,6 +114,13 @@ def test_a_model_has_one_draft(path: Path, pruned: Path) -> None:
         assert runtime.load_model(ModelConfig(path, "m")) is first
         with pytest.raises(InvalidRequest, match="was set with draft"):
             runtime.load_model(ModelConfig(path, "m", path))
+
+
+def test_bench_measures_the_same_outputs_with_and_without(path: Path, pruned: Path) -> None:
+    with realm.load(path, draft=pruned, num_threads=1, max_batch_size=2) as model:
+        results = measure_drafts(model, [1, 2], 8)
+        assert [(r.work, r.batch_size) for r in results] == [("copy", 1), ("copy", 2), ("chat", 1), ("chat", 2)]
+        assert all(r.same_output and r.tokens_per_step >= 1 and r.plain_rate > 0 < r.draft_rate for r in results)
 
 
 @pytest.mark.model

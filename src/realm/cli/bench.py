@@ -8,10 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from realm.cli.options import ENGINE, DeviceOption, KVTypeOption, Model, Threads
+from realm.cli.options import (
+    ENGINE,
+    SPECULATIVE,
+    DeviceOption,
+    DraftOption,
+    KVTypeOption,
+    MaxDraftTokens,
+    Model,
+    SpeculateOption,
+    Threads,
+    speculation,
+)
+from realm.core.config import AUTO_DRAFT
 
 if TYPE_CHECKING:
     from realm.cli.measure import DecodeResult, Results
+    from realm.cli.measure_drafts import DraftResult
 
 
 def bench(
@@ -24,18 +37,25 @@ def bench(
     kv_type: KVTypeOption = ENGINE.kv_type,
     threads: Threads = ENGINE.num_threads,
     device: DeviceOption = "cpu",
+    speculate: SpeculateOption = "off",
+    draft: DraftOption = AUTO_DRAFT,
+    max_draft_tokens: MaxDraftTokens = SPECULATIVE.max_draft_tokens,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a step goes.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print only the result row, as JSON.")] = False,
     out: Annotated[Path | None, typer.Option(help="Append the result row to this .jsonl file.")] = None,
 ) -> None:
-    """Measure decode and prefill through the whole engine: tokens/s, latency quantiles, memory bandwidth used."""
+    """Measure decode and prefill through the whole engine: tokens/s, latency quantiles, memory bandwidth used.
+
+    With --speculate also what drafts gain on texts to repeat and on open answers, beside the same without drafts.
+    """
     from realm.cli.machine import stamp
     from realm.cli.measure import Plan, measure
     from realm.cli.progress import fetch_model
 
+    speculative, draft_path = speculation(speculate, draft, max_draft_tokens)
     sizes = _parse_sizes(batch_sizes)
     path = fetch_model(model)
-    plan = Plan(path, sizes, context, prefill, steps, temperature, kv_type, threads, device)
+    plan = Plan(path, sizes, context, prefill, steps, temperature, kv_type, threads, device, speculative, draft_path)
     results = measure(plan, ops=profile)
     row = {
         **stamp(),
@@ -49,6 +69,8 @@ def bench(
         "memory_bandwidth_gb_per_second": round(results.bandwidth / 1e9, 2),
         "decode": [_decode_row(d, results) for d in results.decodes],
         "prefill": {"tokens": prefill, "tokens_per_second": round(results.prefill_rate, 1)} if prefill else None,
+        "draft_model": results.draft_model_id,
+        "speculation": [_draft_row(d) for d in results.drafts],
     }
     if out is not None:
         with out.open("a") as rows:
@@ -72,6 +94,20 @@ def _parse_sizes(text: str) -> list[int]:
     if not sizes or min(sizes) < 1:
         raise typer.BadParameter(f"numbers of at least 1, comma separated; got {text!r}", param_hint="--batch-sizes")
     return sizes
+
+
+def _draft_row(drafts: DraftResult) -> dict[str, Any]:
+    return {
+        "work": drafts.work,
+        "batch_size": drafts.batch_size,
+        "plain_tokens_per_second": round(drafts.plain_rate, 1),
+        "tokens_per_second": round(drafts.draft_rate, 1),
+        "speedup": round(drafts.draft_rate / drafts.plain_rate, 3),
+        "tokens_per_step": round(drafts.tokens_per_step, 3),
+        "drafted_tokens": drafts.drafted_tokens,
+        "accepted_tokens": drafts.accepted_tokens,
+        "same_output": drafts.same_output,
+    }
 
 
 def _decode_row(decode: DecodeResult, results: Results) -> dict[str, Any]:

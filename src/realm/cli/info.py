@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from realm.gguf.card import ModelCard
+    from realm.runtime.drafts import DraftCard
 
 
 def info(
@@ -21,30 +22,33 @@ def info(
     from realm.gguf.card import read_card
     from realm.gguf.reader import GGUFFile
     from realm.runtime.catalogue import find_model
+    from realm.runtime.drafts import draft_card
 
     path = find_model(file)
     with GGUFFile.open(path) as opened:
         card = read_card(opened)
+        draft = draft_card(path, opened)
     if json_output:
         import dataclasses
         import json
 
-        typer.echo(json.dumps(dataclasses.asdict(card), indent=2))
+        facts = dataclasses.asdict(card) | {"draft": draft and dataclasses.asdict(draft)}
+        typer.echo(json.dumps(facts, indent=2))
         return
     from rich.console import Console
 
     console = Console()
-    print_card(card, path, console if console.is_terminal else Console(width=120))
+    print_card(card, path, console if console.is_terminal else Console(width=120), draft)
 
 
-def print_card(card: ModelCard, path: Path, console: Console) -> None:
-    """Write the card as aligned lines."""
+def print_card(card: ModelCard, path: Path, console: Console, draft: DraftCard | None = None) -> None:
+    """Write the card as aligned lines; `draft` is what there is to say of drafting."""
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
-    for label, value in _rows(card, path):
+    for label, value in _rows(card, path, draft):
         if value is not None:
             table.add_row(label, str(value))
     console.print(table, highlight=False, markup=False)
@@ -53,7 +57,7 @@ def print_card(card: ModelCard, path: Path, console: Console) -> None:
         console.print(card.chat_template, highlight=False, markup=False)
 
 
-def _rows(card: ModelCard, path: Path) -> list[tuple[str, object]]:
+def _rows(card: ModelCard, path: Path, draft: DraftCard | None) -> list[tuple[str, object]]:
     heads = None
     if card.num_heads is not None:
         heads = f"{card.num_heads} query, {card.num_kv_heads} KV, {card.head_dim} wide"
@@ -80,6 +84,7 @@ def _rows(card: ModelCard, path: Path) -> list[tuple[str, object]]:
         ("tokenizer", tokenizer),
         ("quantisation", mix),
         ("memory", _memory(card)),
+        ("draft", draft and _draft(draft)),
     ]
 
 
@@ -96,4 +101,20 @@ def _memory(card: ModelCard) -> str:
     return (
         f"{weights} + KV {per_token / 1024:,.1f} KB a token (f16) = {(card.memory_bytes(tokens) or 0) / 1e6:,.0f} MB "
         f"when `realm serve` holds {tokens:,} tokens"
+    )
+
+
+def _draft(draft: DraftCard) -> str:
+    """What a draft model adds, or what this file is."""
+    from realm.core.config import EngineConfig
+
+    proposable = "all" if draft.num_tokens is None else f"{draft.num_tokens:,}"
+    layers = f"{len(draft.layers)} of the model's layers, proposes {proposable} tokens"
+    if draft.own:
+        return f"this file drafts for a model: {layers}, and the model's embedding and head"
+    tokens = EngineConfig().max_batch_size * 1024
+    num_bytes = draft.weights_bytes + tokens * draft.kv_bytes_per_token
+    return (
+        f"{draft.name} is shipped for it ({layers}): weights {draft.weights_bytes / 1e6:,.0f} MB + KV "
+        f"{draft.kv_bytes_per_token / 1024:,.1f} KB a token = {num_bytes / 1e6:,.0f} MB more when speculating"
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from realm.core.config import EngineConfig, KVType, ModelConfig
+from realm.cli.measure_drafts import DRAFT_PROMPT_TOKENS, DraftResult, measure_drafts
+from realm.core.config import EngineConfig, KVType, ModelConfig, SpeculativeConfig
 from realm.engine.stats import EngineStats
 from realm.gguf.card import read_card
 from realm.gguf.reader import GGUFFile
@@ -74,16 +75,22 @@ class Plan:
     kv_type: KVType
     num_threads: int
     device: Device
+    speculative: SpeculativeConfig | None = None
+    """Measure what drafts gain as well; all else is measured without drafts."""
+    draft_model_path: str | None = None
 
     def engine_config(self) -> EngineConfig:
         """A KV pool in which every request of the largest batch finishes."""
         largest = max(self.batch_sizes)
         per_request = self.context_tokens + _max_tokens(self.num_steps, largest) + _BLOCK_TOKENS
+        if self.speculative is not None:
+            per_request = max(per_request, DRAFT_PROMPT_TOKENS + 2 * self.num_steps + _BLOCK_TOKENS)
         return EngineConfig(
             max_batch_size=largest,
             kv_cache_tokens=max(largest * per_request, self.prefill_tokens + _BLOCK_TOKENS),
             kv_type=self.kv_type,
             num_threads=self.num_threads,
+            speculative=self.speculative,
         )
 
 
@@ -98,6 +105,9 @@ class Results:
     prefill_rate: float
     ops: dict[int, dict[str, float]]
     weights_bytes: int
+    draft_model_id: str | None
+    drafts: list[DraftResult]
+    """Empty where no speculation was asked for."""
     kv_bytes_per_request: int
     """KV that one decoding request reads in a step, at the middle of its run."""
 
@@ -125,7 +135,7 @@ def measure(plan: Plan, *, ops: bool = False) -> Results:
     bandwidth = memory_bandwidth(plan.num_threads)
     with RuntimeManager(plan.engine_config(), device=plan.device, loader=load) as runtime:
         began = time.perf_counter()
-        model = runtime.load_model(ModelConfig(plan.path))
+        model = runtime.load_model(ModelConfig(plan.path, draft_model_path=plan.draft_model_path))
         load_seconds = time.perf_counter() - began
         vocab_size = model.tokenizer.vocab_size
 
@@ -143,8 +153,20 @@ def measure(plan: Plan, *, ops: bool = False) -> Results:
                 model.loop.call(executor.start_profile).result()
                 decode(size, "ops")
                 op_times[size] = model.loop.call(executor.profile).result()
+        drafts = measure_drafts(model, plan.batch_sizes, 2 * plan.num_steps) if plan.speculative else []
+        draft_model_id = model.draft_model_id
     kv_bytes = (card.kv_bytes_per_token(plan.kv_type) or 0) * (plan.context_tokens + plan.num_steps // 2)
-    return Results(load_seconds, bandwidth, decodes, prefill_rate, op_times, card.weights_bytes, kv_bytes)
+    return Results(
+        load_seconds,
+        bandwidth,
+        decodes,
+        prefill_rate,
+        op_times,
+        card.weights_bytes,
+        draft_model_id,
+        drafts,
+        kv_bytes,
+    )
 
 
 def random_prompt(vocab_size: int, num_tokens: int, seed: object) -> list[int]:
@@ -167,7 +189,12 @@ def measure_decode(
     """
     size = len(prompts)
     generation = model.stream(
-        prompts, max_tokens=_max_tokens(num_steps, size), ignore_eos=True, temperature=temperature, seed=1
+        prompts,
+        max_tokens=_max_tokens(num_steps, size),
+        ignore_eos=True,
+        temperature=temperature,
+        seed=1,
+        speculate=False,
     )
     last_arrival = [0.0] * size
     waiting = size

@@ -46,6 +46,27 @@ def print_report(row: dict[str, Any]) -> None:
     if row["prefill"]:
         table.add_row(f"prefill {row['prefill']['tokens']}", f"{row['prefill']['tokens_per_second']:,.0f}")
     console.print(table, highlight=False)
+    if row["speculation"]:
+        console.print()
+        console.print(_draft_table(row), highlight=False)
+
+
+def _draft_table(row: dict[str, Any]) -> Table:
+    """Rates with and without drafts."""
+    source = f"drafts of {row['draft_model']}" if row["draft_model"] else "lookup drafts"
+    table = _table(source, "tok/s without", "tok/s", "gain", "tokens a step", "drafted", "accepted", "same output")
+    for d in row["speculation"]:
+        table.add_row(
+            f"{d['work']} B={d['batch_size']}",
+            f"{d['plain_tokens_per_second']:,.0f}",
+            f"{d['tokens_per_second']:,.0f}",
+            f"{d['speedup']:.2f} x",
+            f"{d['tokens_per_step']:.2f}",
+            f"{d['drafted_tokens']:,}",
+            f"{d['accepted_tokens']:,}",
+            "yes" if d["same_output"] else "NO",
+        )
+    return table
 
 
 def print_stages(decodes: Sequence[DecodeResult]) -> None:

@@ -202,8 +202,8 @@ class DraftModelProposer:
             done = self._native.draft(plan, self._token_ids)
         else:
             done = draft(self._executor, plan, self._token_ids, self._clock)
-        for d, num_new in fed:
-            d.context.num_computed += num_new
+        for d, num_computed in fed:
+            d.context.num_computed = num_computed
         guesses, sureness = done.tokens.tolist(), done.classes.tolist()
         for s, d in enumerate(judged):
             num_guesses = int(done.num_guesses[s])
@@ -216,7 +216,7 @@ class DraftModelProposer:
     def _plan(
         self, drafting: list[_Drafting], speed: float
     ) -> tuple[DraftPlan, list[tuple[_Drafting, int]], list[_Drafting]]:
-        """A round, who is fed how many known tokens first, and those of them who draft: who had no more than fit."""
+        """A round; who is fed known tokens first, up to where; and those who draft: who had no more than fit."""
         spare = self._max_batch_tokens
         if len(drafting) > 1:
             spare = min(spare, max(_MIN_CATCH_UP_TOKENS, spare // 4))
@@ -225,12 +225,13 @@ class DraftModelProposer:
         contexts: list[int] = []
         is_judged: list[bool] = []
         for d in drafting:
-            begin = d.context.num_computed
+            # After a step that failed nothing may be new: then its last token is fed again.
+            begin = min(d.context.num_computed, len(d.seq.tokens) - 1)
             new = d.seq.tokens[begin : begin + spare]
             if not new:
                 continue
             spare -= len(new)
-            fed.append((d, len(new)))
+            fed.append((d, begin + len(new)))
             tokens.append(new)
             contexts.append(begin)
             is_judged.append(begin + len(new) == len(d.seq.tokens))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from realm.core.config import AUTO_DRAFT, EngineConfig, ModelConfig, SpeculativeConfig
+from realm.core.config import AUTO_DRAFT, EngineConfig, KVType, ModelConfig, SpeculativeConfig
 from realm.core.errors import InvalidRequest
+from realm.core.quant import row_bytes
+from realm.gguf.card import read_card
 from realm.gguf.metadata import Metadata
 from realm.gguf.reader import GGUFFile
-from realm.models.draft import DraftModel, fits
+from realm.models.draft import PREFIX, DraftModel, fits, is_draft_file
 from realm.models.loader import Device, LoadedModel, load_draft
 from realm.runtime.download import ensure_model
 
@@ -34,6 +37,55 @@ def shipped_draft(path: Path, metadata: Metadata) -> Path | None:
                 if fits(draft, target):
                     return candidate
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCard:
+    """What `realm info` says of a draft file."""
+
+    name: str
+    own: bool
+    """Whether it is the very file that was asked about, rather than the one shipped for it."""
+    layers: tuple[int, ...]
+    """The model's layers that it was made from."""
+    num_tokens: int | None
+    """Tokens that it can propose; None: all of the model's."""
+    weights_bytes: int
+    """With its own copy of the head's rows, if it can't propose all tokens."""
+    kv_bytes_per_token: int
+    """In float16."""
+
+
+def draft_card(path: Path, file: GGUFFile) -> DraftCard | None:
+    """About the draft file that `file` is, or the one that Realm ships for it; None if neither is there.
+
+    Raises:
+        ModelFileError: its metadata is incomplete.
+    """
+    if is_draft_file(file.metadata):
+        return _read_card(file, None)
+    draft_path = shipped_draft(path, file.metadata)
+    if draft_path is None:
+        return None
+    with GGUFFile.open(draft_path) as draft:
+        return _read_card(draft, file)
+
+
+def _read_card(draft: GGUFFile, target: GGUFFile | None) -> DraftCard:
+    card = read_card(draft)
+    ids = draft.metadata.get_ints(f"{PREFIX}token_ids") if f"{PREFIX}token_ids" in draft.metadata else None
+    head_bytes = 0
+    if ids is not None and target is not None:
+        head = target.tensors.get("output.weight") or target.tensors["token_embd.weight"]
+        head_bytes = len(ids) * row_bytes(head.quant_type, head.shape[-1])
+    return DraftCard(
+        name=draft.path.stem,
+        own=target is None,
+        layers=tuple(draft.metadata.get_ints(f"{PREFIX}layers")),
+        num_tokens=None if ids is None else len(ids),
+        weights_bytes=card.weights_bytes + head_bytes,
+        kv_bytes_per_token=card.kv_bytes_per_token(KVType.F16) or 0,
+    )
 
 
 def find_draft(config: ModelConfig, path: Path, loaded: LoadedModel) -> Path | None:

@@ -74,12 +74,15 @@ class _Server(uvicorn.Server):
 
 def _listen(config: ServerConfig) -> socket.socket:
     """A bound socket: before the model is loaded, so that a taken port is told at once."""
+    listener = None
     try:
         family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as e:
+        if listener is not None:
+            listener.close()
         at_fault = "host" if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL else "port"
         raise InvalidRequest(
             f"can't listen on {config.host}:{config.port}: {e.strerror or e}",

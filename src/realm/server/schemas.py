@@ -7,6 +7,7 @@ own default value; a field nobody knows is a 400 too.
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,6 +18,8 @@ from realm.core.types import MAX_LOGPROBS, MAX_SEED, SamplingParams
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
+
+_TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")
 
 # What the chat template gets from elsewhere.
 _TEMPLATE_NAMES = frozenset(
@@ -178,10 +181,11 @@ class GenerationRequest(StrictModel):
         )
 
     def _bias(self) -> dict[int, float]:
-        try:
-            return {int(token): bias for token, bias in (self.logit_bias or {}).items()}
-        except ValueError:
-            raise InvalidRequest("logit_bias keys must be token ids", param="logit_bias") from None
+        given = self.logit_bias or {}
+        for token in given:
+            if not _TOKEN_ID.fullmatch(token):  # so that no two keys mean one token
+                raise InvalidRequest(f"logit_bias keys must be token ids, got {token[:40]!r}", param="logit_bias")
+        return {int(token): bias for token, bias in given.items()}
 
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
@@ -288,13 +292,16 @@ class ErrorBody(BaseModel):
 
 
 def parse_json(body: bytes) -> Any:
-    """JSON as RFC 8259 has it: no NaN, no Infinity, no repeated keys, no halves of surrogate pairs, no absurd depth.
+    """JSON as RFC 8259 has it.
+
+    UTF-8 without a byte order mark, no NaN or Infinity, no repeated keys, no half surrogate pairs, no absurd depth.
 
     Raises:
         InvalidRequest: anything else.
     """
     try:
-        value = json.loads(body, parse_constant=_refuse_constant, parse_int=_bounded_int, object_pairs_hook=_unique)
+        text = body.decode()
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded_int, object_pairs_hook=_unique)
         if b"\\ud" in body.lower():  # only an escape can spell what is not Unicode
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -305,7 +312,7 @@ def parse_json(body: bytes) -> Any:
     except UnicodeEncodeError:
         raise InvalidRequest("the JSON body holds half of a surrogate pair", code="invalid_json") from None
     except json.JSONDecodeError as e:
-        raise InvalidRequest(f"the body is not valid JSON: {e.msg} at byte {e.pos}", code="invalid_json") from None
+        raise InvalidRequest(f"the body is not valid JSON: {e.msg} at character {e.pos}", code="invalid_json") from None
 
 
 def _refuse_constant(name: str) -> Any:

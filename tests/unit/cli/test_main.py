@@ -14,6 +14,8 @@ from realm.cli import main as cli
 from realm.cli.options import ENGINE
 from realm.core.config import EngineConfig
 from realm.core.errors import RealmError
+from realm.distill.make import make_draft
+from realm.gguf.reader import GGUFFile
 from realm.testing.tiny import TinyModel, write_tiny_model
 
 
@@ -128,6 +130,17 @@ def test_info_prints_a_card(tiny: Path) -> None:
         assert label in output
     card = json.loads(invoke("info", "tiny.gguf", "--json").output)
     assert card["architecture"] == TinyModel().architecture
+
+
+def test_info_of_a_draft_file(tiny: Path) -> None:
+    with GGUFFile.open(tiny) as target:
+        draft = make_draft(target, tiny.with_name("draft.gguf"), [1], [3, 4, 5])
+    assert "drafts for a model: 1 of the model's layers, proposes 3 tokens" in " ".join(
+        invoke("info", str(draft)).output.split()
+    )
+    facts = json.loads(invoke("info", str(draft), "--json").output)["draft"]
+    assert (facts["layers"], facts["num_tokens"], facts["own"]) == ([1], 3, True)
+    assert json.loads(invoke("info", str(tiny), "--json").output)["draft"] is None
 
 
 def test_info_of_a_broken_file(

@@ -296,6 +296,9 @@ BAD_BODIES = [
     (b"[" * 50_000, "invalid_json"),
     (b'{"model":"\\uD800"}', "invalid_json"),
     (b'{"\\udfff":1}', "invalid_json"),
+    (b'\xef\xbb\xbf{"model":"fake"}', "invalid_json"),
+    ('{"model":"\\ud800"}'.encode("utf-16"), "invalid_json"),
+    ('{"model":"fake"}'.encode("utf-32-le"), "invalid_json"),
 ]
 
 
@@ -305,6 +308,38 @@ def test_bad_bodies(client: TestClient, path: str, content: bytes, code: str) ->
     response = client.post(path, content=content, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
     assert response.json()["error"]["code"] == code, response.text
+
+
+MESSAGES_OF_ERRORS = [
+    (CHAT, {"temperature": 200}, "temperature: Input should be less than or equal to 100, got 200"),
+    (CHAT, {"n": "2"}, 'n: Input should be a valid integer, got "2"'),
+    (CHAT, {"model": None}, "model: Input should be a valid string, got null"),
+    (CHAT, {"stop": [1]}, "stop.0: Input should be a valid string, got 1"),
+    (CHAT, {"stop": 1}, "stop: Input should be a valid string or a valid list, got 1"),
+    (CHAT, {"messages": [{"role": "user"}]}, "messages.0.content: missing"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": None}]},
+        "messages.0.content: Input should be a valid string or a valid list, got null",
+    ),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text: missing"),
+    (COMPLETIONS, {"prompt": 5}, "prompt: Input should be a valid string or a valid list, got 5"),
+    (COMPLETIONS, {"prompt": [-1]}, "prompt.0: Input should be greater than or equal to 0, got -1"),
+    (COMPLETIONS, {"prompt": []}, "prompt: List should have at least 1 item after validation, not 0"),
+    (COMPLETIONS, {"prompt": [1, "a"]}, 'prompt.1: Input should be a valid integer, got "a"'),
+    (CHAT, {"logit_bias": {"x": 1}}, "logit_bias keys must be token ids, got 'x'"),
+    (CHAT, {"logit_bias": {"1": 1, "01": 2}}, "logit_bias keys must be token ids, got '01'"),
+    (CHAT, {"logit_bias": {"１": 1}}, "logit_bias keys must be token ids, got '１'"),
+]
+
+
+@pytest.mark.parametrize(("path", "fields", "message"), MESSAGES_OF_ERRORS, ids=[m for _, _, m in MESSAGES_OF_ERRORS])
+def test_an_error_tells_where_and_what(client: TestClient, path: str, fields: dict[str, Any], message: str) -> None:
+    """A union's branches are pydantic's affair: the path is the body's, the complaint that of the likeliest branch."""
+    body = chat() if path == CHAT else {"model": "fake", "prompt": "x"}
+    response = client.post(path, json=body | fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == message
 
 
 BAD_PROMPTS = [
