@@ -25,21 +25,16 @@ _JSON = (
     '{"type": "humidity", "unit": "percent", "pin": 7}, {"type": "pressure", "unit": "hectopascal", "pin": 12}], '
     '"interval_seconds": 60, "upload": {"host": "data.example.org", "port": 8883, "secure": true}}',
 )
-_CODE = (
-    "def average(values):\n    total = 0\n    count = 0\n    for value in values:\n        if value is not None:\n"
-    "            total = total + value\n            count = count + 1\n    if count == 0:\n        return None\n"
-    "    return total / count\n"
-)
-
+# Tasks that SmolLM2 answers by copying: where it paraphrases instead of quoting there is nothing to copy.
 COPY: tuple[str, ...] = (
-    f"Correct the spelling in this text, and change nothing else:\n\n{_PASSAGES[0].replace('small', 'smal')}",
-    f"Repeat this JSON exactly, with the first customer's name changed to Anna Weber:\n\n{_JSON[0]}",
-    f"Quote the following passage word for word:\n\n{_PASSAGES[3]}",
-    f"Rewrite this text with Friday changed to Monday, and nothing else changed:\n\n{_PASSAGES[1]}",
-    f"Repeat this JSON exactly:\n\n{_JSON[1]}",
-    f"Repeat this Python function, with the name average changed to mean:\n\n{_CODE}",
-    f"Quote these instructions word for word:\n\n{_PASSAGES[2]}",
-    f"Copy this text, then say in one sentence what it is about:\n\n{_PASSAGES[0]}",
+    f"Correct the spelling in this text, and change nothing else:\n\n{_PASSAGES[1].replace('quarter', 'quater')}",
+    f"Repeat this JSON exactly, with the id 1042 changed to 1052:\n\n{_JSON[0]}",
+    f"Quote this passage word for word:\n\n{_PASSAGES[1]}",
+    f"Please proofread the following text and return it with corrections only where needed:\n\n{_PASSAGES[0].replace('clear', 'cleer')}",
+    f"Repeat this JSON exactly, with the version changed to 2.5.0:\n\n{_JSON[1]}",
+    f"Repeat the following text word for word:\n\n{_PASSAGES[0]}",
+    f"Repeat this JSON exactly:\n\n{_JSON[0]}",
+    f"Put this text in quotation marks:\n\n{_PASSAGES[2]}",
 )
 
 CHAT: tuple[str, ...] = (
