@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 
 from engines import ENGINES
-from rows import Row, latest_session, rows_of
+from rows import Row, latest_session, read_rows, rows_of
 from workload import SCENARIOS
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -97,6 +97,22 @@ def model_table(rows: list[Row], http_rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def quality_table(rows: list[Row]) -> str:
+    """How near each engine's distributions are to float32's, from the newest row of each model."""
+    newest = {row["model"]: row for row in rows}
+    lines = ["| | " + " | ".join(f"{name}" for name in newest) + " |"]
+    lines.append("|---|" + "---:|" * len(newest))
+    for engine in dict.fromkeys(judged["engine"] for row in newest.values() for judged in row["rows"]):
+        found = [[j for j in row["rows"] if j["engine"] == engine] for row in newest.values()]
+        cells = [f"{j[0]['mean_kl']:.4f}, {j[0]['top1_agreement']:.1%}" if j else "" for j in found]
+        lines.append(f"| {engine} | " + " | ".join(cells) + " |")
+    judged = " and ".join(f"{row['num_positions']:,}" for row in newest.values())
+    commits = ", ".join(sorted({row["commit"] for row in newest.values()}))
+    how = f"{judged} tokens of a novel judged by `benchmarks/quality.py`, commit {commits}"
+    about = f"Mean KL divergence from the same file in float32, and how often the likeliest token is the same ({how}):"
+    return "\n".join([about, "", *lines])
+
+
 def report(rows: list[Row], http_rows: list[Row]) -> str:
     """Where and how it was measured, and a table for each model."""
     everything = rows + http_rows
@@ -140,13 +156,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=RESULTS / "compare.jsonl")
     parser.add_argument("--http-rows", type=Path, default=RESULTS / "compare_http.jsonl")
+    parser.add_argument("--quality-rows", type=Path, default=RESULTS / "quality.jsonl", help="for the page only")
     parser.add_argument("--session", help="default: that of the newest row")
     parser.add_argument("--readme", type=Path, help="also write it between the marks in this page")
     args = parser.parse_args()
     session = args.session or latest_session(args.rows, args.http_rows)
     print_report(args.rows, args.http_rows, session)
     if args.readme:
-        write_between_marks(args.readme, report(rows_of(args.rows, session), rows_of(args.http_rows, session)))
+        tables = report(rows_of(args.rows, session), rows_of(args.http_rows, session))
+        write_between_marks(args.readme, f"{tables}\n\n{quality_table(read_rows(args.quality_rows))}")
 
 
 if __name__ == "__main__":
