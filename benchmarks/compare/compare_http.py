@@ -3,7 +3,7 @@
     python benchmarks/compare/compare_http.py MODEL.gguf [--rounds 3] [--session NAME]
 
 The servers run one at a time, in turns, with the order rotated; the load comes from benchmarks/serving/http_load.py,
-at temperature 0. Adds a row for each to benchmarks/results/compare_http.jsonl; `report.py` prints the table.
+at temperature 0; neither server drafts. Adds a row for each to benchmarks/results/compare_http.jsonl; `report.py` prints the table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def _free_port() -> int:
 def _command(server: str, args: argparse.Namespace, port: int) -> list[str]:
     if server == "Realm":
         command = [sys.executable, "-m", "realm.cli", "serve", str(args.model), "--threads", str(args.threads)]
-        return [*command, "--port", str(port), "--log-level", "warning"]
+        return [*command, "--port", str(port), "--log-level", "warning", "--speculate", "off"]
     binary = str(args.peers_dir / "llama-build" / "bin" / "llama-server")
     threads = str(args.threads)
     context = str(args.clients * 1024)
@@ -90,6 +90,7 @@ def measure(server: str, args: argparse.Namespace) -> dict[str, float]:
         load = [sys.executable, str(LOAD), url, "--clients", str(args.clients)]
         load += ["--prompt-tokens", str(args.prompt_tokens), "--max-tokens", str(args.max_tokens)]
         load += ["--rounds", "1", "--requests", str(args.requests), "--json", "-"]
+        load += load_options
         done = subprocess.run(load, capture_output=True, text=True)
         peak_bytes, _ = watch.finish()
     if done.returncode:

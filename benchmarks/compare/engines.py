@@ -31,7 +31,7 @@ def _realm(*more: str) -> Callable[[Path], list[str]]:
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine("Realm", "KV f16, greedy; its sampler and detokeniser are in the time", _realm(), ours=True),
+        Engine("Realm", "KV f16, greedy, no drafts; its sampler and detokeniser are in the time", _realm(), ours=True),
         Engine("Realm int8 KV", "the same, KV int8", _realm("--kv-type", "int8"), ours=True, only_long=True),
         Engine(
             "llama.cpp",
