@@ -3,7 +3,8 @@
     python benchmarks/compare/compare_http.py MODEL.gguf [--rounds 3] [--session NAME]
 
 The servers run one at a time, in turns, with the order rotated; the load comes from benchmarks/serving/http_load.py,
-at temperature 0; neither server drafts. Adds a row for each to benchmarks/results/compare_http.jsonl; `report.py` prints the table.
+at temperature 0; neither server drafts. Adds a row for each to benchmarks/results/compare_http.jsonl; `report.py`
+prints the table.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ def _command(server: str, args: argparse.Namespace, port: int) -> list[str]:
 
 
 @contextmanager
-def running(server: str, args: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """A server that answers /health; gives its address and process id."""
+def running(server: str, args: argparse.Namespace, options: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+    """A server that answers /health, started with more `options` of its own; gives its address and process id."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    command = _command(server, args, port)
+    command = [*_command(server, args, port), *options]
     with tempfile.TemporaryFile() as log:
         try:
             process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -83,14 +84,15 @@ def _is_healthy(url: str) -> bool:
         return False
 
 
-def measure(server: str, args: argparse.Namespace) -> dict[str, float]:
-    """One round against one server, after a warm-up round."""
-    with running(server, args) as (url, pid):
+def measure(
+    server: str, args: argparse.Namespace, options: Sequence[str] = (), load_options: Sequence[str] = ()
+) -> dict[str, float]:
+    """One round against one server, after a warm-up round. More options: the server's own, and the load's."""
+    with running(server, args, options) as (url, pid):
         watch = MemoryWatch(pid)
         load = [sys.executable, str(LOAD), url, "--clients", str(args.clients)]
         load += ["--prompt-tokens", str(args.prompt_tokens), "--max-tokens", str(args.max_tokens)]
-        load += ["--rounds", "1", "--requests", str(args.requests), "--json", "-"]
-        load += load_options
+        load += ["--rounds", "1", "--requests", str(args.requests), "--json", "-", *load_options]
         done = subprocess.run(load, capture_output=True, text=True)
         peak_bytes, _ = watch.finish()
     if done.returncode:
