@@ -170,13 +170,12 @@ class DraftLength:
         self.hopeful = any(self.choose(1.0, num_drafts) for num_drafts in (1, self._max_draft_tokens))
         self._num_rows, self._num_tokens, self._num_choices = num_rows, num_tokens, 0
 
-    def choose(self, acceptance: float, max_tokens: int, draft_seconds: float = 0.0) -> int:
+    def choose(self, acceptance: float, max_tokens: int) -> int:
         """Draft tokens for one request of the step, 0 to `max_tokens`.
 
         Args:
             acceptance: Probability that a draft token is right, given that those before it are.
             max_tokens: Tokens that could be drafted.
-            draft_seconds: What proposing a token costs.
         """
         # Those still to come will want rows too: look for what is best if they all choose the same.
         num_equal = max(1, round(self._usual_choices) - self._num_choices)
@@ -190,8 +189,7 @@ class DraftLength:
                 break
             gained += right
             num_drafts = num_equal * length
-            seconds = self.cost.seconds(self._num_rows + num_drafts) + draft_seconds * num_drafts
-            speed = (self._num_tokens + num_equal * gained) / seconds
+            speed = (self._num_tokens + num_equal * gained) / self.cost.seconds(self._num_rows + num_drafts)
             if speed > threshold:
                 best, best_tokens, threshold = length, gained, speed
         self._num_rows += best

@@ -69,10 +69,11 @@ def test_a_step_in_which_nothing_could_pay_is_known_from_its_start() -> None:
 
 
 def test_what_drafting_costs_is_counted() -> None:
-    length = controller(FREE_ROWS)
+    length = controller(MEMORY_BOUND)
     length.begin_step(1, 1.0)
-    assert length.choose(0.6, 16, draft_seconds=1.0) == 0
-    assert 0 < length.choose(0.6, 16, draft_seconds=0.1) < 5
+    assert length.speed() == pytest.approx(1.0)
+    assert length.speed(4, 3.0) == pytest.approx(4.0)
+    assert length.speed(4, 3.0, draft_seconds=1.0) == pytest.approx(2.0)
 
 
 @given(
