@@ -20,6 +20,7 @@ std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to *
 
 constexpr std::size_t kAlignment = 64;
 constexpr int kMaxAdapterSlots = 1 << 16;
+constexpr int kRopePositions = 256;  // made at a time
 
 double microseconds_now() {
   return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -77,18 +78,29 @@ int Program::add_vector(const float* values, std::size_t n) {
 }
 
 int Program::add_rope(const double* inverse_frequencies, std::size_t n, bool interleaved, double scale) {
-  std::vector<float> table(static_cast<std::size_t>(config_.limits.max_positions) * 2 * n);
-  for (int position = 0; position < config_.limits.max_positions; ++position) {
-    float* cosine = table.data() + static_cast<std::size_t>(position) * 2 * n;
-    for (std::size_t i = 0; i < n; ++i) {
-      const double angle = position * inverse_frequencies[i];
-      cosine[i] = static_cast<float>(std::cos(angle) * scale);
-      cosine[n + i] = static_cast<float>(std::sin(angle) * scale);
+  const std::size_t num_bytes = static_cast<std::size_t>(config_.limits.max_positions) * 2 * n * sizeof(float);
+  const HugeBuffer& table = buffers_.emplace_back(num_bytes);
+  rope_sources_.push_back({{inverse_frequencies, inverse_frequencies + n}, scale, reinterpret_cast<float*>(table.data())});
+  ropes_.push_back({rope_sources_.back().table, static_cast<int>(n), interleaved});
+  num_rope_positions_ = 0;
+  return static_cast<int>(ropes_.size()) - 1;
+}
+
+void Program::fill_ropes(int num_positions) {
+  if (num_positions <= num_rope_positions_) return;
+  num_positions = std::min(static_cast<int>(round_up(num_positions, kRopePositions)), config_.limits.max_positions);
+  for (const RopeSource& rope : rope_sources_) {
+    const std::size_t n = rope.inverse_frequencies.size();
+    for (int position = num_rope_positions_; position < num_positions; ++position) {
+      float* cosine = rope.table + static_cast<std::size_t>(position) * 2 * n;
+      for (std::size_t i = 0; i < n; ++i) {
+        const double angle = position * rope.inverse_frequencies[i];
+        cosine[i] = static_cast<float>(std::cos(angle) * rope.scale);
+        cosine[n + i] = static_cast<float>(std::sin(angle) * rope.scale);
+      }
     }
   }
-  vectors_.push_back(std::move(table));
-  ropes_.push_back({vectors_.back().data(), static_cast<int>(n), interleaved});
-  return static_cast<int>(ropes_.size()) - 1;
+  num_rope_positions_ = num_positions;
 }
 
 Value Program::make_value(int width, int num_rows, bool rows, bool panels) {
@@ -276,6 +288,7 @@ void Program::step(const StepInput& input) {
   require(logits_.rows != nullptr, "a program ends in logits");
   step_.set(input, config_.limits);
   step_.set_adapters(adapters_, sites_);
+  fill_ropes(step_.num_positions());
   for (AttentionPlan& plan : plans_) step_.split_attention(plan, config_.num_threads);
   op_microseconds_.resize(ops_.size());
   pool_->run([&](int thread) {

@@ -93,6 +93,8 @@ class Program {
   std::vector<MatmulPart> parts(const Value& x, const std::vector<int>& matrices, const std::vector<int>& biases) const;
   AttentionPlan* plan(const AttentionShape& shape);
   void need_scratch(std::size_t floats);
+  // Sines and cosines of the first positions: made when a step first gets there, as few contexts are that long.
+  void fill_ropes(int num_positions);
   LoraInlet add_site(const Value& x, const std::vector<MatmulPart>& parts, bool of_logit_rows);
 
   const ProgramConfig config_;
@@ -106,6 +108,13 @@ class Program {
   std::deque<Matrix> matrices_;
   std::deque<std::vector<float>> vectors_;
   std::vector<RopeTable> ropes_;
+  struct RopeSource {
+    std::vector<double> inverse_frequencies;
+    double scale;
+    float* table;
+  };
+  std::vector<RopeSource> rope_sources_;  // of each rope
+  int num_rope_positions_ = 0;            // filled, in every rope
   std::vector<Value> values_;
   std::vector<HugeBuffer> kv_pools_;  // of each attention op
   std::deque<AttentionPlan> plans_;

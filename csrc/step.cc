@@ -33,6 +33,7 @@ void Step::set(const StepInput& input, const StepLimits& limits) {
   const int table_tokens = static_cast<int>(std::min<long>(long(input.max_blocks) * limits.block_tokens, limits.max_positions));
   positions_.resize(input.num_tokens);
   blocks_.resize(input.num_tokens);
+  num_positions_ = 0;
   for (int r = 0; r < input.num_requests; ++r) {
     const int begin = input.query_starts[r], end = input.query_starts[r + 1], context = input.context_lens[r];
     require(begin < end && end <= input.num_tokens, "query start", end, input.num_tokens);
@@ -41,6 +42,7 @@ void Step::set(const StepInput& input, const StepLimits& limits) {
     const int used = (context + end - begin + limits.block_tokens - 1) / limits.block_tokens;
     for (int i = 0; i < used; ++i)
       require(table[i] >= 0 && table[i] < limits.num_blocks, "KV block", table[i], limits.num_blocks);
+    num_positions_ = std::max(num_positions_, context + end - begin);
     for (int row = begin; row < end; ++row) {
       positions_[row] = context + row - begin;
       blocks_[row] = table[positions_[row] / limits.block_tokens];

@@ -53,6 +53,7 @@ class Step {
   const StepInput& input() const { return input_; }
   int num_tokens() const { return input_.num_tokens; }
   int position(int row) const { return positions_[row]; }
+  int num_positions() const { return num_positions_; }  // beyond the last one of any request
   std::int32_t block(int row) const { return blocks_[row]; }
   // Empty where no row of the step has an adapter that changes the site.
   const std::vector<LoraRun>& lora_runs(int site) const { return lora_runs_[site]; }
@@ -66,6 +67,7 @@ class Step {
   static void append(std::vector<AdapterRun>& runs, int row_begin, int row_end, const PackedAdapter* adapter);
 
   StepInput input_{};
+  int num_positions_ = 0;
   std::vector<std::int32_t> positions_, blocks_;  // [T]
   std::vector<AdapterRun> runs_, judged_runs_;
   std::vector<std::vector<LoraRun>> lora_runs_;  // of each site
