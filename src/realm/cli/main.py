@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -55,6 +56,9 @@ app.add_typer(draft.app, name="draft")
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed (one line and a hint on stderr), 2 wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a model may write what the terminal's encoding lacks
     try:
         app()
     except RealmError as error:

@@ -123,10 +123,13 @@ class Chat:
     def loop(self) -> None:
         """Read and answer until /exit or the end of input."""
         _enable_line_editing()
-        typer.echo(_CHAT_HELP, err=True)
+        mark = ""
+        if sys.stdin.isatty():  # piped input is not answered by a prompt
+            typer.echo(_CHAT_HELP, err=True)
+            mark = ">>> "
         while True:
             try:
-                line = input(">>> ").strip()
+                line = input(mark).strip()
             except EOFError:
                 return
             except KeyboardInterrupt:

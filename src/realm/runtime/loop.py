@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -56,6 +57,7 @@ class EngineLoop:
         self._closing = False
         self._failure: str | None = None
         self._deliveries: Deliveries = []
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -77,7 +79,7 @@ class EngineLoop:
         """Queue requests; each gets its events from now on. From any thread.
 
         Raises:
-            Unavailable: the loop is closed, or its engine broke down.
+            Unavailable: the loop is closed, its engine broke down, or this is a fork of the process that made it.
         """
         self._note(lambda: self._add_all(tracks))
 
@@ -106,6 +108,8 @@ class EngineLoop:
 
     def close(self) -> None:
         """End what is open with an error, and the thread. Returns when it has ended; calling it twice is fine."""
+        if os.getpid() != self._pid:
+            return  # nothing of it runs here
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -113,6 +117,12 @@ class EngineLoop:
             self._thread.join()
 
     def _note(self, note: Callable[[], Any]) -> None:
+        if os.getpid() != self._pid:  # looked at before the lock, which may have been taken when the process forked
+            raise Unavailable(
+                "the model's thread did not come along into this forked process",
+                code="forked",
+                hint="load the model after forking",
+            )
         with self._wake:
             if self._failure is not None:
                 raise Unavailable("the model's engine broke down and takes no requests", code="engine_failed")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypedDict, Unpack, overload
+
+import numpy as np
 
 from realm.core.errors import InvalidRequest
 from realm.core.types import SamplingParams
@@ -114,8 +117,8 @@ class Model(ServedModel):
         self, prompt: Any, options: Options
     ) -> tuple[bool, list[tuple[int, ...]], SamplingParams, dict[str, Any]]:
         """(was it one prompt, token ids, sampling, what `start` takes besides)."""
-        single = isinstance(prompt, str) or _is_ids(prompt) or _is_chat(prompt)
-        prompts = [self._encode_any(p) for p in ([prompt] if single else prompt)]
+        single = _is_prompt(prompt)
+        prompts = [self._encode_any(p) for p in ([prompt] if single else _several(prompt))]
         sampling: dict[str, Any] = dict(options)
         stop = sampling.get("stop", ())
         sampling["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -124,9 +127,9 @@ class Model(ServedModel):
         return single, prompts, SamplingParams(**sampling), rest
 
     def _encode_any(self, prompt: Prompt) -> tuple[int, ...]:
-        if isinstance(prompt, str):
-            return self.encode(prompt)
-        return self.encode_chat(prompt) if _is_chat(prompt) else self.encode(prompt)  # type: ignore[arg-type]
+        if _is_chat(prompt):
+            return self.encode_chat(prompt)  # type: ignore[arg-type]
+        return self.encode(prompt if isinstance(prompt, str) else [int(i) for i in prompt])  # type: ignore[arg-type]
 
 
 class _FutureConsumer:
@@ -145,9 +148,34 @@ class _FutureConsumer:
             self.future.set_result(completion_of([event]))
 
 
-def _is_ids(prompt: Any) -> bool:
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(p, int) for p in prompt)
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str) or _is_ids(value) or _is_chat(value)
 
 
-def _is_chat(prompt: Any) -> bool:
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(p, Mapping) for p in prompt)
+def _is_ids(value: Any) -> bool:
+    # bool is an int to Python, and bytes a sequence of them; neither is meant.
+    return _is_list(value) and all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in value)
+
+
+def _is_chat(value: Any) -> bool:
+    return _is_list(value) and all(isinstance(message, Mapping) for message in value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray) and len(value) > 0
+
+
+def _several(prompts: Any) -> Sequence[Prompt]:
+    """A list of prompts, checked; an empty one is fine.
+
+    Raises:
+        InvalidRequest: it is something else.
+    """
+    for given in prompts if isinstance(prompts, list | tuple) else [prompts]:
+        if not _is_prompt(given):
+            raise InvalidRequest(
+                f"a prompt is a text, a list of token ids or a list of messages, not {reprlib.repr(given)}",
+                param="prompt",
+            )
+    result: Sequence[Prompt] = prompts
+    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -160,3 +161,10 @@ def test_pull_of_an_unknown_name_lists_the_known_ones(
 
 def test_version() -> None:
     assert invoke("--version").output.startswith("realm 0.")
+
+
+def test_a_terminal_that_lacks_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    assert run_main(monkeypatch, "info", "größe") == 1
+    assert b"gr??e" in written.getvalue()

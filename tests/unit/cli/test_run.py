@@ -38,6 +38,12 @@ def test_run_prints_the_same_text_as_python(tiny: Path, model: Model) -> None:
     assert piped.output == result.output
 
 
+def test_a_piped_chat_prints_answers_only(tiny: Path, model: Model) -> None:
+    expected = model.generate("hello", max_tokens=6, temperature=0.0)
+    arguments = ["run", str(tiny), "--raw", "--max-tokens", "6", "--temperature", "0", "--threads", "1"]
+    assert CliRunner().invoke(cli.app, arguments, input="hello\n\nhello\n").output == f"{expected.text}\n" * 2
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Prompts that the chat sends; each is answered with its count."""

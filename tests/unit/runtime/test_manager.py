@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from tests.runtime_harness import FAKE, assert_idle, fake_runtime
 
 import realm
 from realm.core.config import ModelConfig
-from realm.core.errors import ContextLengthExceeded, InvalidRequest, NotFound, RealmError
+from realm.core.errors import ContextLengthExceeded, InvalidRequest, NotFound, RealmError, Unavailable
 from realm.core.types import FinishReason
 from realm.runtime.dispatcher import FunctionDispatcher
 from realm.runtime.manager import RuntimeManager
@@ -48,6 +51,40 @@ def test_text_ids_and_chat(model: Model) -> None:
     chat = [{"role": "user", "content": "hello"}]
     assert model.generate(chat, **OPTIONS).text == model.generate(rendered, **OPTIONS).text
     assert [c.text for c in model.generate([chat, chat], **OPTIONS)] == [model.generate(rendered, **OPTIONS).text] * 2
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [None, 5, b"hello", {"role": "user"}, [1, "a"], [1.5], [True], ["a", None], [[1, 2], [b"x"]], {"a", "b"}],
+    ids=repr,
+)
+def test_what_is_no_prompt_is_told(model: Model, prompt: object) -> None:
+    with pytest.raises(InvalidRequest, match="a prompt is a text, a list of token ids or a list of messages, not"):
+        model.generate(prompt, **OPTIONS)
+    assert model.generate([], **OPTIONS) == []
+    assert_idle(model)
+
+
+def test_token_ids_from_numpy(model: Model) -> None:
+    ids = model.tokenizer.encode("hello")
+    assert model.generate(list(np.array(ids)), **OPTIONS).text == model.generate(ids, **OPTIONS).text
+
+
+def test_a_forked_process_is_told_that_it_has_no_engine(model: Model) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # later Pythons warn of what this test is about
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            model.generate("hello", **OPTIONS)
+        except Unavailable as e:
+            model.close()
+            code = 0 if e.code == "forked" else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert model.generate("hello", **OPTIONS).text
 
 
 def test_stream_joins_to_the_whole(model: Model) -> None:
