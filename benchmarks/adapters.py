@@ -1,0 +1,252 @@
+"""Many adapters in one batch: what they cost the engine, how near memory's floor that is, and llama-server beside us.
+
+    python benchmarks/adapters.py MODEL.gguf --peers-dir ~/.cache/realm/peers
+
+Eight adapters of rank 16 on all linear layers (random: speed doesn't depend on values). The engine's cases take turns,
+and so do the two servers; medians over the rounds. Prints tables and adds a row to benchmarks/results/adapters.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent / "compare"))
+from compare_http import measure
+from rows import add_row
+
+from realm.cli.machine import stamp
+from realm.core.config import EngineConfig
+from realm.core.types import AdapterRef, Request, SamplingParams
+from realm.engine.engine import Engine
+from realm.gguf.reader import GGUFFile
+from realm.lora.adapter import LoRAWeights
+from realm.lora.base import BaseModel
+from realm.lora.gguf_format import write_gguf_adapter
+from realm.lora.pool import AdapterPool
+from realm.models.loader import LoadedModel, load_model
+
+NUM_ADAPTERS, RANK = 8, 16
+PROMPT_TOKENS, NUM_STEPS = 64, 40
+# name: (rows, adapters in the batch, whether the engine has a pool of adapters at all)
+CASES = {
+    "8 rows, no adapter pool": (8, 0, False),
+    "8 rows, pool, none used": (8, 0, True),
+    "8 rows, 8 adapters": (8, 8, True),
+    "32 rows, no adapter pool": (32, 0, False),
+    "32 rows, pool, none used": (32, 0, True),
+    "32 rows, 8 adapters": (32, 8, True),
+}
+HTTP_SERVERS = ("Realm", "llama.cpp")
+
+
+def make_adapters(base: BaseModel, count: int) -> list[LoRAWeights]:
+    """Random adapters of all layers' matrices, in the base model's row order."""
+    made = []
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        adapter = LoRAWeights(f"a{index}", RANK, 2.0 * RANK, architecture=base.architecture)
+        for name, (rows, columns) in base.modules.items():
+            if name != "output":
+                a, b = rng.normal(0, columns**-0.5, (RANK, columns)), rng.normal(0, 0.01, (rows, RANK))
+                adapter.add_layer_weights(name, a, b)
+        made.append(adapter)
+    return made
+
+
+class EngineBench:
+    """Decoding with one loaded model, and engines over it that come and go."""
+
+    def __init__(self, path: Path, adapters: list[LoRAWeights], num_threads: int) -> None:
+        self.config = EngineConfig(num_threads=num_threads, prefix_cache=False, speculative=None)
+        self.model: LoadedModel = load_model(path, self.config)
+        self.adapters = adapters
+        self.by_hash = {adapter.content_hash: adapter for adapter in adapters}
+        self.refs = [AdapterRef(adapter.adapter_id, adapter.content_hash) for adapter in adapters]
+        self.pool = AdapterPool(self.model.executor, self.by_hash.__getitem__, 1 << 30, submit=lambda job: job())
+
+    def engine(self, pool: AdapterPool | None) -> Engine:
+        return (
+            Engine(self.model.executor, self.config, adapters=pool)
+            if pool
+            else Engine(self.model.executor, self.config)
+        )
+
+    def request(self, index: int, ref: AdapterRef | None, max_tokens: int) -> Request:
+        ids = tuple(np.random.default_rng(index).integers(1000, 40000, PROMPT_TOKENS).tolist())
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        return Request(f"r{index}", ids, params, f"domain {index}".encode(), adapter=ref)
+
+    def decode_rate(self, case: str) -> float:
+        """Tokens per second while all rows decode."""
+        num_rows, num_adapters, with_pool = CASES[case]
+        engine = self.engine(self.pool if with_pool else None)
+        for i in range(num_rows):
+            # Rows of one adapter lie apart, as arrivals would have it.
+            ref = self.refs[i % num_adapters] if num_adapters else None
+            engine.add(self.request(i, ref, NUM_STEPS + 20))
+        while sum(bool(output.token_ids) for output in engine.step()) < num_rows:
+            pass  # prompts are still being computed
+        began = time.perf_counter()
+        num_tokens = sum(len(output.token_ids) for _ in range(NUM_STEPS) for output in engine.step())
+        seconds = time.perf_counter() - began
+        engine.shut_down()
+        return num_tokens / seconds
+
+    def stall(self) -> dict[str, float]:
+        """Seven streams decode while an adapter that is not resident is asked for: how long they wait for a token."""
+        pool = AdapterPool(self.model.executor, self.by_hash.__getitem__, 1 << 30)  # packs on its own thread
+        engine = self.engine(pool)
+        for i in range(7):
+            engine.add(self.request(i, None, 400))
+        for _ in range(30):
+            engine.step()
+        gaps, silent, arrived, began_at = [], 0, 0, 0
+        for step in range(200):
+            if step == 50:
+                engine.add(self.request(99, self.refs[0], 8))
+                began_at = step
+            began = time.perf_counter()
+            outputs = {o.request_id: o for o in engine.step()}
+            gaps.append(time.perf_counter() - began)
+            silent += sum(not (f"r{i}" in outputs and outputs[f"r{i}"].token_ids) for i in range(7))
+            if not arrived and "r99" in outputs and outputs["r99"].token_ids:
+                arrived = step
+        engine.shut_down()
+        pool.close()
+        for entry in range(NUM_ADAPTERS):  # slots were written over: the other pool installs its own again
+            self.model.executor.set_adapter(entry, None)
+        return {
+            "streams_without_a_token_in_a_step": silent,
+            "steps_until_its_first_token": arrived - began_at,
+            "median_step_ms": statistics.median(gaps) * 1e3,
+            "longest_step_ms": max(gaps) * 1e3,
+        }
+
+
+def read_bandwidth(num_threads: int) -> float:
+    """Bytes per second that `num_threads` read from memory, each its own 256 MB: the best of five."""
+    arrays = [np.ones(1 << 26, np.float32) for _ in range(num_threads)]
+    with ThreadPoolExecutor(num_threads) as threads:
+        best = float("inf")
+        for _ in range(5):
+            began = time.perf_counter()
+            list(threads.map(np.max, arrays))
+            best = min(best, time.perf_counter() - began)
+    return sum(a.nbytes for a in arrays) / best
+
+
+def engine_part(path: Path, adapters: list[LoRAWeights], args: argparse.Namespace) -> dict[str, object]:
+    """All cases in turn, and the floor."""
+    bench = EngineBench(path, adapters, args.threads)
+    stall = bench.stall()
+    bench.pool = AdapterPool(bench.model.executor, bench.by_hash.__getitem__, 1 << 30, submit=lambda job: job())
+    rates: dict[str, list[float]] = {case: [] for case in CASES}
+    for index in range(args.rounds + 1):
+        for case in CASES if index % 2 else reversed(CASES):
+            rate = bench.decode_rate(case)
+            if index:  # the first round warms up
+                rates[case].append(rate)
+    executor = bench.model.executor
+    return {
+        "rates": rates,
+        "stall": stall,
+        "base_bytes": executor.weights_bytes,
+        "adapter_bytes": sum(executor.adapter_bytes(adapter.layers) for adapter in adapters),
+        "bandwidth_bytes_per_second": read_bandwidth(args.threads),
+    }
+
+
+def print_engine(result: dict[str, object]) -> None:
+    rates = {case: statistics.median(values) for case, values in result["rates"].items()}  # type: ignore[attr-defined]
+    base, added, bandwidth = (
+        float(result[key])  # type: ignore[arg-type]
+        for key in ("base_bytes", "adapter_bytes", "bandwidth_bytes_per_second")
+    )
+    print("| decoding (engine) | tokens/s | of base |\n|---|---:|---:|")
+    for case, rate in rates.items():
+        whole = rates[f"{case.split(',')[0]}, no adapter pool"]
+        print(f"| {case} | {rate:,.0f} | {rate / whole:.1%} |")
+    floor_ms = [num_bytes / bandwidth * 1e3 for num_bytes in (base, base + added)]
+    print(
+        f"\nA step reads {base / 1e6:.0f} MB of the base model and {added / 1e6:.0f} MB of adapters; memory gives "
+        f"{bandwidth / 1e9:.1f} GB/s:\nat least {floor_ms[0]:.2f} ms without adapters, {floor_ms[1]:.2f} ms with them. "
+        f"If reading were all, {base / (base + added):.1%} of the base's speed would be left."
+    )
+    for rows in (8, 32):
+        step_ms = {case: rows / rate * 1e3 for case, rate in rates.items() if case.startswith(f"{rows} ")}
+        measured = step_ms[f"{rows} rows, 8 adapters"]
+        print(
+            f"{rows} rows: {measured:.2f} ms with adapters, {step_ms[f'{rows} rows, no adapter pool']:.2f} ms without."
+        )
+    print(f"An adapter that is not resident: {json.dumps(result['stall'])}")
+
+
+def http_part(path: Path, adapters: list[LoRAWeights], args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Both servers with the same adapter files, a client for each adapter."""
+    rounds: dict[str, list[dict[str, float]]] = {server: [] for server in HTTP_SERVERS}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {adapter.adapter_id: Path(folder) / f"{adapter.adapter_id}.gguf" for adapter in adapters}
+        for adapter in adapters:
+            write_gguf_adapter(adapter, files[adapter.adapter_id])
+        ours = ["--model-id", "m", *(f"--adapter={name}={file}" for name, file in files.items())]
+        theirs = ["--lora-init-without-apply", *(part for file in files.values() for part in ("--lora", str(file)))]
+        options = {
+            "Realm": (ours, ["--model", ",".join(f"m:{name}" for name in files)]),
+            "llama.cpp": (theirs, ["--llama-adapters", str(len(files))]),
+        }
+        for index in range(args.http_rounds):
+            for server in HTTP_SERVERS if index % 2 else reversed(HTTP_SERVERS):
+                rounds[server].append(measure(server, args, *options[server]))
+    return rounds
+
+
+def print_http(rounds: dict[str, list[dict[str, float]]]) -> None:
+    print("\n| 8 clients, 8 adapters, over HTTP | " + " | ".join(rounds) + " | ratio |\n|---|---:|---:|---:|")
+    for name in rounds["Realm"][0]:
+        ours, theirs = (statistics.median(row[name] for row in rounds[server]) for server in HTTP_SERVERS)
+        print(f"| {name} | {ours:,.1f} | {theirs:,.1f} | {ours / theirs:.2f}x |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=7, help="of the engine's cases; 0 leaves them out")
+    parser.add_argument("--http-rounds", type=int, default=3, help="of the two servers; 0 leaves them out")
+    parser.add_argument("--clients", type=int, default=NUM_ADAPTERS)
+    parser.add_argument("--prompt-tokens", type=int, default=90)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=2, help="of each client, in turn")
+    parser.add_argument(
+        "--peers-dir", type=Path, default=os.environ.get("PEERS_DIR", Path.home() / ".cache" / "realm" / "peers")
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "adapters.jsonl")
+    args = parser.parse_args()
+    args.peers_dir = Path(args.peers_dir)
+    with GGUFFile.open(args.model) as file:
+        adapters = make_adapters(BaseModel.from_gguf(file), NUM_ADAPTERS)
+    row: dict[str, object] = {
+        **stamp(), "benchmark": "adapters", "model": args.model.name, "num_threads": args.threads,
+        "num_adapters": NUM_ADAPTERS, "rank": RANK,
+    }  # fmt: skip
+    if args.rounds:
+        row["engine"] = engine = engine_part(args.model, adapters, args)
+        print_engine(engine)
+    if args.http_rounds:
+        row["http"] = http = http_part(args.model, adapters, args)
+        print_http(http)
+    add_row(args.out, row)
+
+
+if __name__ == "__main__":
+    main()
