@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,8 @@ from realm.lora.adapter import LoRAWeights
 from realm.lora.store import AdapterStore, Incoming, Record
 from realm.runtime.adapters import Adapter, StoredAdapter, unknown_adapter
 from realm.runtime.served import ServedModel
+
+_log = logging.getLogger(__name__)
 
 State = Literal["stored", "available", "resident"]
 
@@ -68,7 +71,7 @@ class AdapterLibrary:
             if record.loaded and self._fits(record):
                 self._register(record)
                 if record.pinned:
-                    self.pin(name)
+                    self._pin_again(name)
 
     def put(self, incoming: Incoming) -> tuple[AdapterInfo, bool]:
         """Check an upload that is complete, store it and make it known under its name; True if the name is new.
@@ -85,20 +88,17 @@ class AdapterLibrary:
         self._pool.check_fits(name, bound)
         with self._lock:
             self.check_name(name)
+            self._registry.check_room(name)
             before = self.store.find(name)
             old = self._registered(name)
             record, _ = self.store.commit(
                 incoming, content_hash=bound.content_hash, fingerprint=self._model.fingerprint, ranks=bound.ranks
             )
-            try:
-                self._register(record)
-            except InvalidRequest:
-                self.store.remove(name)
-                raise
+            self._register(record)
             if old is not None and old.ref.content_hash != record.content_hash:
                 release_adapter(self._model, old.ref)
             if before is not None and before.pinned:
-                self.pin(name)
+                self._pin_again(name)
             return self.info(name), before is None
 
     def check_name(self, name: str) -> None:
@@ -227,6 +227,14 @@ class AdapterLibrary:
             loaded = {name for name, record in self.store.records.items() if record.loaded and self._fits(record)}
             assert loaded <= set(self._registry.names()), "a loaded adapter can't be named"
         self._model.loop.call(self._pool.check_integrity).result()
+
+    def _pin_again(self, name: str) -> None:
+        """Pin what was pinned before; it stays unpinned if the pool has no room for that any more."""
+        try:
+            self.pin(name)
+        except InvalidRequest as error:
+            self.store.update(name, pinned=False)
+            _log.warning("adapter %s is not pinned any more: %s", name, error.message)
 
     def _registered(self, name: str) -> Adapter | None:
         try:

@@ -107,15 +107,23 @@ class AdapterRegistry:
             InvalidRequest: as many adapters are loaded as may be.
         """
         with self._lock:
-            if name not in self._by_name and len(self._by_name) >= MAX_ADAPTERS:
-                raise InvalidRequest(
-                    f"{MAX_ADAPTERS} adapters are loaded, which is the limit",
-                    code="too_many_adapters",
-                    hint="unload one first",
-                )
+            self.check_room(name)
             weights = self._weights.setdefault(content_hash, weights)
             adapter = self._by_name[name] = Adapter(AdapterRef(name, content_hash), weights)
         return adapter
+
+    def check_room(self, name: str) -> None:
+        """Refuse a new name where there are as many as may be.
+
+        Raises:
+            InvalidRequest: there are.
+        """
+        if name not in self._by_name and len(self._by_name) >= MAX_ADAPTERS:
+            raise InvalidRequest(
+                f"{MAX_ADAPTERS} adapters are loaded, which is the limit",
+                code="too_many_adapters",
+                hint="unload one first",
+            )
 
     def holds(self, content_hash: str) -> bool:
         """Whether some name stands for this content."""

@@ -295,6 +295,9 @@ def test_what_the_pool_can_never_hold(start: Start) -> None:
     ok(client.post(f"{ADAPTERS}/a/pin"))
     refused(client.post(f"{ADAPTERS}/b/pin"), 400, "adapter_pool_full")
     assert not ok(client.get(f"{ADAPTERS}/b"))["pinned"]
+    larger = ok(put(client, "a", peft(raw=save(tensors(rank=110)), r=110)))
+    assert not larger["pinned"], "it would take more than half"
+    assert ok(client.post(f"{ADAPTERS}/b/pin"))["pinned"]
 
 
 def test_a_restart_brings_back_what_was(start: Start) -> None:
