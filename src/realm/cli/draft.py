@@ -137,8 +137,12 @@ def distill(
         text = None if corpus is None else _read_corpus(corpus, _tokenizer(file))
         corpus_hash = "" if text is None else hashlib.sha256(text.tobytes()).hexdigest()
         kept = WorkDir(work or out.with_name(f"{out.name}.work"), plan_of(recipe, file.fingerprint, corpus_hash))
-        with StageBars() as bars:
-            outcome = _distill(file, out, recipe, kept, text, torch_device, threads, bars)
+        try:
+            with StageBars() as bars:
+                outcome = _distill(file, out, recipe, kept, text, torch_device, threads, bars)
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; the same command goes on with what is in {kept.path}", err=True)
+            raise typer.Exit(130) from None
     if work is None:
         kept.remove()
     typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")

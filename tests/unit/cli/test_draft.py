@@ -95,6 +95,18 @@ def test_distill_on_a_given_text_keeps_its_work_where_told(target: Path, tmp_pat
     assert not list(work.glob("text-*"))
 
 
+def test_distill_that_is_stopped_says_how_to_go_on(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("realm.cli.draft._distill", stopped)
+    result = invoke("distill", target, "-o", tmp_path / "draft.gguf", "--device", "cpu")
+    assert result.exit_code == 130
+    assert f"the same command goes on with what is in {tmp_path / 'draft.gguf.work'}" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
