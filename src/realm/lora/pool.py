@@ -6,72 +6,20 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from dataclasses import replace
+from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 from realm.core.errors import Internal, InvalidRequest, NotFound, RealmError
 from realm.core.types import AdapterRef
-from realm.kernels.ops import Executor, LoRALayer
+from realm.kernels.ops import Executor
+from realm.lora.resident import Entry, Key, PoolStats, Source
 
 _log = logging.getLogger(__name__)
 
-Key: TypeAlias = tuple[str, float]
-"""Content hash and scale: what decides the result."""
 Job: TypeAlias = Callable[[], None]
-
-
-class Source(Protocol):
-    """Where an adapter's weights come from: `LoRAWeights`, or a file that is read when they are needed."""
-
-    @property
-    def layers(self) -> Mapping[str, LoRALayer]:
-        """Changes by module name. May read files.
-
-        Raises:
-            RealmError: they can't be read.
-        """
-
-    @property
-    def outline(self) -> Mapping[str, LoRALayer]:
-        """Layers of the same shapes, at once; their values say nothing."""
-
-
-@dataclass(slots=True)
-class _Entry:
-    slot: int
-    num_bytes: int
-    packed: Any | None = None  # None while it is being packed
-    installed: bool = False  # the executor knows it
-    error: RealmError | None = None
-    num_users: int = 0
-    awaited: bool = False  # a request asked for it before it was ready, and has not had it yet
-    unwanted: bool = False  # goes when its last user does
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether its load has ended, well or not."""
-        return self.packed is not None or self.error is not None
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStats:
-    """Gauges and counters."""
-
-    num_resident: int
-    resident_bytes: int
-    capacity_bytes: int
-    num_pinned: int
-    num_loads: int
-    num_evictions: int
-    num_hits: int
-    """Requests that found their adapter ready."""
-    num_misses: int
-    """Requests that had to wait for a load."""
-    load_seconds: float
-    """In reading and packing, all loads together; steps go on meanwhile."""
 
 
 class AdapterPool:
@@ -102,8 +50,8 @@ class AdapterPool:
         self._submit = submit
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.RLock()
-        self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # least recently used first
-        self._by_slot: dict[int, _Entry] = {}
+        self._entries: OrderedDict[Key, Entry] = OrderedDict()  # least recently used first
+        self._by_slot: dict[int, Entry] = {}
         self._num_slots = num_slots
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._pinned: set[Key] = set()
@@ -306,12 +254,12 @@ class AdapterPool:
     def _pinned_bytes(self) -> int:
         return sum(self.packed_bytes(AdapterRef("", *key)) for key in self._pinned)
 
-    def _load(self, ref: AdapterRef) -> _Entry | None:
+    def _load(self, ref: AdapterRef) -> Entry | None:
         """Start packing an adapter, if what nobody uses makes enough room."""
         num_bytes = self._check_size(ref)
         if not self._make_room(num_bytes):
             return None
-        entry = _Entry(self._free_slots.pop(), num_bytes)
+        entry = Entry(self._free_slots.pop(), num_bytes)
         self._entries[_key(ref)] = entry
         self._by_slot[entry.slot] = entry
         self._used_bytes += num_bytes
@@ -353,7 +301,7 @@ class AdapterPool:
             self._threads = ThreadPoolExecutor(1, thread_name_prefix="realm-adapters")
         self._threads.submit(job)
 
-    def _pack(self, key: Key, entry: _Entry, source: Source) -> None:
+    def _pack(self, key: Key, entry: Entry, source: Source) -> None:
         began = time.perf_counter()
         scale = key[1]
         try:

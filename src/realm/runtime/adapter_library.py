@@ -10,7 +10,8 @@ from typing import Literal
 from realm.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, RealmError
 from realm.core.types import AdapterRef
 from realm.lora.adapter import LoRAWeights
-from realm.lora.store import AdapterStore, Incoming, Record
+from realm.lora.store import AdapterStore
+from realm.lora.stored import Incoming, Record
 from realm.runtime.adapters import Adapter, StoredAdapter, unknown_adapter
 from realm.runtime.served import ServedModel
 

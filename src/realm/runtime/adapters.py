@@ -12,8 +12,8 @@ from realm.core.types import AdapterRef
 from realm.kernels.ops import LoRALayer
 from realm.lora.adapter import LoRAWeights, outline_layer
 from realm.lora.base import BaseModel
-from realm.lora.pool import Source
-from realm.lora.store import StoredFiles
+from realm.lora.resident import Source
+from realm.lora.stored import StoredFiles
 
 MAX_ADAPTERS = 1024
 """Names loaded at a time."""

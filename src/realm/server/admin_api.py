@@ -14,7 +14,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
 from realm.core.errors import NotFound, Unavailable
-from realm.lora.store import AdapterStore, Incoming
+from realm.lora.store import AdapterStore
+from realm.lora.stored import Incoming
 from realm.runtime.adapter_library import AdapterInfo, AdapterLibrary
 from realm.runtime.manager import RuntimeManager
 from realm.runtime.model import Model

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from realm.engine.stats import EngineStats
-from realm.lora.pool import PoolStats
+from realm.lora.resident import PoolStats
 from realm.runtime.manager import RuntimeManager
 from realm.runtime.stats import Histogram, LoopStats
 

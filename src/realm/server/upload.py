@@ -10,7 +10,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from realm.core.errors import InvalidRequest, ModelFileError
-from realm.lora.store import GGUF_FILE, PEFT_FILES, Incoming
+from realm.lora.stored import GGUF_FILE, PEFT_FILES, Incoming
 
 FIELD = "files"
 _MAX_PARTS = 4

@@ -12,7 +12,8 @@ import pytest
 
 from realm.core.config import StoreLimits
 from realm.core.errors import Conflict, InvalidRequest, NotFound, PayloadTooLarge
-from realm.lora.store import GGUF_FILE, AdapterStore, Record
+from realm.lora.store import AdapterStore
+from realm.lora.stored import GGUF_FILE, Record
 
 LIMITS = StoreLimits(max_adapters=3, max_adapter_bytes=100, max_bytes=250)
 

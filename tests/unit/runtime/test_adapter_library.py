@@ -17,7 +17,8 @@ from realm.gguf.reader import GGUFFile
 from realm.lora.adapter import LoRAWeights
 from realm.lora.base import BaseModel
 from realm.lora.gguf_format import write_gguf_adapter
-from realm.lora.store import GGUF_FILE, AdapterStore
+from realm.lora.store import AdapterStore
+from realm.lora.stored import GGUF_FILE
 from realm.runtime.adapter_library import AdapterLibrary
 from realm.runtime.manager import RuntimeManager
 from realm.testing.tiny import TinyModel, write_tiny_model
