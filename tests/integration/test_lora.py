@@ -116,6 +116,23 @@ def test_the_same_bits_alone_and_among_31_others(path: Path, adapters: list[LoRA
     pool.check_integrity()
 
 
+def test_chunked_prefill_and_prefix_hits_with_one_prompt_under_every_adapter(path: Path, adapters: list[LoRAWeights]):
+    """Two rounds of the same 40 tokens: the first finds nothing of other adapters, the second its own."""
+    prompt = tuple(np.random.default_rng(5).integers(0, 256, 40).tolist())
+    wanted = [replace(r, prompt_token_ids=prompt) for r in requests(adapters, 16)]
+    wanted = list({r.cache_domain: r for r in wanted}.values())
+    assert len(wanted) == len(adapters) + 1
+    expected = alone(engine_of(path, adapters, prefix_cache=False)[0], wanted)
+    engine, pool = engine_of(path, adapters, max_batch_tokens=24, max_batch_size=20)
+    for cached_tokens in (0, 32):  # whole blocks of 16
+        driver = Driver(engine)
+        driver.add(*wanted)
+        results = driver.drain()
+        assert bits(results) == expected
+        assert {r.usage.cached_tokens for r in results.values()} == {cached_tokens}
+    pool.check_integrity()
+
+
 def test_every_adapter_changes_the_output(path: Path, adapters: list[LoRAWeights]):
     engine, _ = engine_of(path, adapters)
     base = requests(adapters, 1)[0]

@@ -95,3 +95,22 @@ def test_tenants_get_their_adapter_and_pins_stay(path: Path):
         assert str(runtime.generate("abc", tenant="acme", **OPTIONS)) == named
         assert str(runtime.generate("abc", **OPTIONS)) != named
         assert runtime.model().adapter_pool.stats().num_pinned == 1
+
+
+def test_the_same_prompt_shares_no_cached_block_between_adapters(path: Path):
+    """Nor with a tenant of the same adapter: `cached_tokens` is what a caller could learn of others."""
+    prompt = "a prompt of several blocks, so that there is something to find in the cache" * 2
+    with runtime_of(path) as runtime:
+        for name, seed in (("one", 1), ("two", 2), ("same", 1)):
+            runtime.load_lora_adapter(adapter(path, name, seed))
+
+        def cached_tokens(**options: str) -> int:
+            return runtime.generate(prompt, max_tokens=1, temperature=0.0, **options).usage.cached_tokens
+
+        assert cached_tokens() == 0
+        assert cached_tokens(adapter="one") == 0
+        assert cached_tokens(adapter="two") == 0
+        assert cached_tokens(adapter="one", tenant="acme") == 0
+        assert cached_tokens() > 0
+        assert cached_tokens(adapter="two") > 0
+        assert cached_tokens(adapter="same") > 0, "a name is an alias: content decides"
