@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ async def streamed_text(client: httpx.AsyncClient, request: dict[str, Any]) -> s
     async with client.stream("POST", CHAT, json=request | {"stream": True}) as response:
         assert response.status_code == 200, await response.aread()
         async for line in response.aiter_lines():
-            assert not done, "something after [DONE]"
+            assert not (done and line), "something after [DONE]"
             data = line.removeprefix("data: ")
             if data == "[DONE]":
                 done = True
@@ -39,9 +41,7 @@ async def streamed_text(client: httpx.AsyncClient, request: dict[str, Any]) -> s
                 [choice] = json.loads(data)["choices"]
                 text += choice["delta"].get("content", "")
                 reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
-                done = False
-            if done:
-                break
+    assert done
     assert len(reasons) == 1
     return text
 
@@ -52,7 +52,8 @@ def connect(server: Server) -> httpx.AsyncClient:
 
 @pytest.mark.model
 async def test_concurrent_requests_share_forward_passes(smollm2: Server) -> None:
-    requests = [body("smollm2", f"Count from {i} upwards.", max_tokens=16) for i in range(16)]
+    one_token_a_step = {"max_tokens": 16, "speculative": {"enabled": False}}
+    requests = [body("smollm2", f"Count from {i} upwards.", **one_token_a_step) for i in range(16)]
     async with connect(smollm2) as client:
         before = smollm2.metrics()["realm_steps_total"]
         alone = [await text_of(client, request) for request in requests]
@@ -155,4 +156,37 @@ async def test_sigterm_lets_open_requests_finish(start_server: StartServer, tiny
             rest = [first] + [line async for line in lines]
     chunks = [json.loads(line.removeprefix("data: ")) for line in rest if line and "[DONE]" not in line]
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == alone
+    server.stop()
+
+
+async def no_longer_listening(server: Server) -> None:
+    """Return when the first signal has had its effect."""
+    with contextlib.suppress(httpx.ConnectError):
+        while True:
+            async with connect(server) as client:
+                await client.get("/health")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("second_signal", [False, True])
+async def test_requests_that_outlast_the_grace_end_with_an_error(
+    start_server: StartServer, smollm2_path: Path, second_signal: bool
+) -> None:
+    server = start_server(smollm2_path, "--graceful-seconds", "600" if second_signal else "0")
+    request = body(server.model_id, "never ending", max_tokens=8000)
+    async with connect(server) as client:
+        whole = asyncio.create_task(client.post(CHAT, json=request))
+        async with client.stream("POST", CHAT, json=request | {"stream": True}) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            while server.metrics()["realm_requests_running"] < 2:
+                await asyncio.sleep(0)
+            server.terminate()
+            if second_signal:
+                await no_longer_listening(server)
+                server.process.send_signal(signal.SIGTERM)
+            events = [line.removeprefix("data: ") async for line in lines if line]
+        answer = await whole
+    assert json.loads(events[-1])["error"]["code"] == "shutting_down"
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
     server.stop()
