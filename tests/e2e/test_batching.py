@@ -161,7 +161,7 @@ async def test_sigterm_lets_open_requests_finish(start_server: StartServer, tiny
 
 async def no_longer_listening(server: Server) -> None:
     """Return when the first signal has had its effect."""
-    with contextlib.suppress(httpx.ConnectError):
+    with contextlib.suppress(httpx.TransportError):
         while True:
             async with connect(server) as client:
                 await client.get("/health")
