@@ -164,7 +164,8 @@ def main() -> None:
     print_report(args.rows, args.http_rows, session)
     if args.readme:
         tables = report(rows_of(args.rows, session), rows_of(args.http_rows, session))
-        write_between_marks(args.readme, f"{tables}\n\n{quality_table(read_rows(args.quality_rows))}")
+        plot = "![Decode rates of each engine over batch sizes](docs/decode.svg)"
+        write_between_marks(args.readme, f"{plot}\n\n{tables}\n\n{quality_table(read_rows(args.quality_rows))}")
 
 
 if __name__ == "__main__":
