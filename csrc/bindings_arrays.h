@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <initializer_list>
+#include <limits>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -40,13 +41,17 @@ inline void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
 }
 
-inline NewArray<uint8_t> quantize_rows(Floats x, const MatmulTable& table) {
+constexpr float kNoOutliers = std::numeric_limits<float>::infinity();
+
+// Panels, and behind them as many for the residuals of blocks with values above `outlier`.
+inline NewArray<uint8_t> quantize_rows(Floats x, const MatmulTable& table, float outlier) {
   const int num_rows = static_cast<int>(x.shape(0)), num_inputs = static_cast<int>(x.shape(1));
   require(num_inputs % kBlockInputs == 0, "inputs must be a multiple of 32");
-  NewArray<uint8_t> panels = new_array<uint8_t>({panels_bytes(num_rows, num_inputs)});
+  const size_t num_bytes = panels_bytes(num_rows, num_inputs);
+  NewArray<uint8_t> panels = new_array<uint8_t>({2 * num_bytes});
   for (int row = 0; row < num_rows; row++)
     table.quantize_row(x.data() + static_cast<size_t>(row) * num_inputs, num_inputs, panels.data(), row, 0,
-                       num_inputs / kBlockInputs);
+                       num_inputs / kBlockInputs, panels.data() + num_bytes, outlier);
   return panels;
 }
 

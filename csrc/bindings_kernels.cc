@@ -62,12 +62,12 @@ MatmulArgs make_args(const Shape& shape, const uint8_t* weights, Floats x, const
 }
 
 NewArray<float> matmul(int type_id, Bytes packed, Floats x, int num_outputs, const std::string& isa, int num_threads,
-                       float initial) {
+                       float initial, float outlier) {
   const Shape shape = checked(type_id, num_outputs, static_cast<int>(x.shape(1)));
   require(packed.size() == shape.bytes(), "packed bytes do not match the shape");
   const MatmulTable& table = *kernels(parse_isa(isa)).matmul;
   const ScopedFlushDenormals flush;
-  const NewArray<uint8_t> panels = quantize_rows(x, table);
+  const NewArray<uint8_t> panels = quantize_rows(x, table, outlier);
   NewArray<float> out = new_array<float>({x.shape(0), static_cast<size_t>(num_outputs)});
   for (size_t i = 0; i < out.size(); i++) out.data()[i] = initial;
   const MatmulArgs args = make_args(shape, packed.data(), x, panels.data(), out.data(), initial != 0.0f);
@@ -79,7 +79,7 @@ NewArray<float> matmul(int type_id, Bytes packed, Floats x, int num_outputs, con
   return out;
 }
 
-NewArray<float> reference_matmul(int type_id, Bytes src, Floats x, int num_outputs) {
+NewArray<float> reference_matmul(int type_id, Bytes src, Floats x, int num_outputs, float outlier) {
   const Shape shape = checked(type_id, num_outputs, static_cast<int>(x.shape(1)));
   const size_t row_bytes = gguf_row_bytes(type_id, shape.num_inputs);
   require(src.size() == num_outputs * row_bytes, "source bytes do not match the shape");
@@ -88,7 +88,7 @@ NewArray<float> reference_matmul(int type_id, Bytes src, Floats x, int num_outpu
   float* y = out.data();
   for (size_t m = 0; m < x.shape(0); m++)
     for (int n = 0; n < num_outputs; n++)
-      *y++ = reference_dot(type_id, src.data() + n * row_bytes, x.data() + m * shape.num_inputs, shape.num_inputs);
+      *y++ = reference_dot(type_id, src.data() + n * row_bytes, x.data() + m * shape.num_inputs, shape.num_inputs, outlier);
   return out;
 }
 
@@ -99,7 +99,7 @@ std::vector<double> time_matmul(int type_id, const std::vector<Bytes>& weights, 
   for (const Bytes& packed : weights) require(packed.size() == shape.bytes(), "packed bytes do not match the shape");
   const MatmulTable& table = *kernels(parse_isa(isa)).matmul;
   const ScopedFlushDenormals flush;
-  const NewArray<uint8_t> panels = quantize_rows(x, table);
+  const NewArray<uint8_t> panels = quantize_rows(x, table, kNoOutliers);
   const NewArray<float> out = new_array<float>({x.shape(0), static_cast<size_t>(num_outputs)});
   std::vector<double> seconds;
   ThreadPool pool(num_threads, true);
@@ -129,12 +129,13 @@ void bind_kernels(nb::module_& m) {
         "Pack a GGUF matrix into weight tiles: uint8 [packed_bytes].");
   m.def("unpack", &unpack_matrix, "type_id"_a, "packed"_a, "num_outputs"_a, "num_inputs"_a,
         "Dequantise a packed matrix: float32 [N, K].");
-  m.def("quantize_rows", [](Floats x, const std::string& isa) { return quantize_rows(x, *kernels(parse_isa(isa)).matmul); },
-        "x"_a, "isa"_a, "Activations [M, K] as int8 panels: uint8 [bytes].");
+  m.def("quantize_rows", [](Floats x, const std::string& isa, float outlier) {
+    return quantize_rows(x, *kernels(parse_isa(isa)).matmul, outlier);
+  }, "x"_a, "isa"_a, "outlier"_a = kNoOutliers, "Activations [M, K] as int8 panels: uint8 [bytes].");
   m.def("matmul", &matmul, "type_id"_a, "packed"_a, "x"_a, "num_outputs"_a, "isa"_a, "num_threads"_a = 1,
-        "initial"_a = 0.0f, "x W^T, added to `initial` where that is not 0: float32 [M, N].");
+        "initial"_a = 0.0f, "outlier"_a = kNoOutliers, "x W^T, added to `initial` where that is not 0: float32 [M, N].");
   m.def("reference_matmul", &reference_matmul, "type_id"_a, "src"_a, "x"_a, "num_outputs"_a,
-        "x W^T by the scalar reference, straight from GGUF bytes: float32 [M, N].");
+        "outlier"_a = kNoOutliers, "x W^T by the scalar reference, straight from GGUF bytes: float32 [M, N].");
   m.def("time_matmul", &time_matmul, "type_id"_a, "weights"_a, "x"_a, "num_outputs"_a, "isa"_a, "num_threads"_a,
         "repeats"_a, "Seconds of each call, over packed copies taken in turn.");
   bind_lora(m);

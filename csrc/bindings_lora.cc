@@ -84,13 +84,13 @@ class LoraMemory {
   size_t num_bytes() const { return num_bytes_; }
 
   // Adds to one row `y` of all outputs.
-  void reference(const float* x, float* y, const std::vector<int>& num_outputs) const {
+  void reference(const float* x, float* y, const std::vector<int>& num_outputs, float outlier) const {
     const int exponent = lora_a_exponent(a_.data(), a_.size());
     for (size_t i = 0; i < source_.size(); y += num_outputs[i++]) {
       if (!source_[i]) continue;
       const auto& [a, b, scale] = *source_[i];
       reference_lora(module_.store, a.data(), exponent, b.data(), static_cast<int>(a.shape(0)), scale, x,
-                     module_.num_inputs, y, num_outputs[i]);
+                     module_.num_inputs, y, num_outputs[i], outlier);
     }
   }
 
@@ -136,10 +136,10 @@ double run_lora(const LoraTable& table, ThreadPool& pool, const std::vector<Lora
 }
 
 NewArray<float> lora(const LoraRows& rows, Floats x, Floats y, const std::vector<int>& num_outputs, const std::string& isa,
-                     int num_threads) {
+                     int num_threads, float outlier) {
   const Kernels& k = kernels(parse_isa(isa));
   const ScopedFlushDenormals flush;
-  const NewArray<uint8_t> panels = quantize_rows(x, *k.matmul);
+  const NewArray<uint8_t> panels = quantize_rows(x, *k.matmul, outlier);
   const std::vector<LoraRun> runs = runs_of(rows);
   const size_t t_stride = t_stride_of(runs);
   std::vector<float> t(x.shape(0) * t_stride);
@@ -150,13 +150,14 @@ NewArray<float> lora(const LoraRows& rows, Floats x, Floats y, const std::vector
   return out;
 }
 
-NewArray<float> reference_lora_rows(const LoraRows& rows, Floats x, Floats y, const std::vector<int>& num_outputs) {
+NewArray<float> reference_lora_rows(const LoraRows& rows, Floats x, Floats y, const std::vector<int>& num_outputs,
+                                   float outlier) {
   const ScopedFlushDenormals flush;
   NewArray<float> out = new_array<float>({y.shape(0), y.shape(1)});
   memcpy(out.data(), y.data(), y.size() * sizeof(float));
   for (const auto& [begin, end, memory] : rows)
     for (int row = begin; memory != nullptr && row < end; row++)
-      memory->reference(x.data() + row * x.shape(1), out.data() + row * y.shape(1), num_outputs);
+      memory->reference(x.data() + row * x.shape(1), out.data() + row * y.shape(1), num_outputs, outlier);
   return out;
 }
 
@@ -178,7 +179,8 @@ std::vector<double> time_lora(const std::vector<std::tuple<LoraRows, int, std::v
   std::vector<float> x(num_rows * width, 1.0f), t(num_rows * t_stride), y(num_rows * num_outputs_max);
   std::vector<uint8_t> panels(panels_bytes(num_rows, static_cast<int>(width)));
   for (int row = 0; row < num_rows; row++)
-    k.matmul->quantize_row(x.data(), static_cast<int>(width), panels.data(), row, 0, static_cast<int>(width) / kBlockInputs);
+    k.matmul->quantize_row(x.data(), static_cast<int>(width), panels.data(), row, 0, static_cast<int>(width) / kBlockInputs,
+                           nullptr, 0.0f);
   ThreadPool pool(num_threads, true);
   std::vector<double> seconds;
   for (int i = 0; i < repeats; i++) {
@@ -201,8 +203,9 @@ void bind_lora(nb::module_& m) {
            "parts"_a, "num_outputs"_a, "arena"_a)
       .def_prop_ro("num_bytes", &LoraMemory::num_bytes);
   m.def("lora", &lora, "rows"_a, "x"_a, "y"_a, "num_outputs"_a, "isa"_a, "num_threads"_a = 1,
-        "y + scale B (A x) by rows (begin, end, module or None): float32 [M, N].");
-  m.def("reference_lora", &reference_lora_rows, "rows"_a, "x"_a, "y"_a, "num_outputs"_a, "The same by the scalar reference.");
+        "outlier"_a = kNoOutliers, "y + scale B (A x) by rows (begin, end, module or None): float32 [M, N].");
+  m.def("reference_lora", &reference_lora_rows, "rows"_a, "x"_a, "y"_a, "num_outputs"_a, "outlier"_a = kNoOutliers,
+        "The same by the scalar reference.");
   m.def("time_lora", &time_lora, "layers"_a, "num_rows"_a, "isa"_a, "num_threads"_a, "repeats"_a,
         "Seconds of each pass over layers (rows, K, num_outputs).");
 }

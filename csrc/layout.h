@@ -23,9 +23,13 @@
 // Where the index before the row runs over the blocks of 32 or of 16 inputs. Nothing is lost: the 6-bit scales of K-quants
 // are only widened to bytes. Float formats hold [K][16] values.
 //
-// ACTIVATIONS are quantised per row and block of 32 inputs: d = max|x| / 127, q = x / d rounded to the nearest even integer
-// (a block whose values are all below 1e-30 is zero). Rows are taken 8 at a time: a panel, blocks of 32 inputs following
-// each other, each an ActivationBlock. Rows past the last one may hold anything.
+// ACTIVATIONS are quantised per row and half a block, 16 inputs: d = max|x| / 127, q = x / d rounded to the nearest even
+// integer (a half whose values are all below 1e-30 is zero). Rows are taken 8 at a time: a panel, blocks of 32 inputs
+// following each other, each an ActivationBlock. Rows past the last one may hold anything.
+//
+// A block that holds an outlier spoils the other values of its half, and its errors are large beside the row's other values.
+// So what a norm makes, which is where outliers are, has a second ActivationBlock elsewhere for such a block: x - d * q,
+// quantised again. It takes part like a further block times the same weights; rows that have no need of it are zero in it.
 #pragma once
 
 #include <cstddef>
@@ -53,16 +57,18 @@ constexpr int kNumTypeIds = 31;
 
 constexpr int kTileRows = 16;     // output features of a weight tile
 constexpr int kBlockInputs = 32;  // inputs of a block
+constexpr int kHalfInputs = 16;   // inputs that share an activation scale
 constexpr int kPanelRows = 8;     // activation rows of a panel
 
 struct ActivationBlock {
   int8_t q[2][kPanelRows][4][4];   // [half of the block][row][group of four inputs][input]
-  float d[kPanelRows];             // scale
-  float d_sum[kPanelRows];         // d * (sum of q)
-  int32_t neg_sum[kPanelRows];     // -(sum of q): an integer sum that starts at offset * neg_sum is over (quant - offset)
-  int32_t neg_sum16[2][kPanelRows];  // the same of the first and the last 16 inputs
+  float d[2][kPanelRows];          // scale of each half
+  int32_t neg_sum[2][kPanelRows];  // -(sum of q): an integer sum that starts at offset * neg_sum is over (quant - offset)
+  float x_sum[kPanelRows];         // of what both halves stand for: d[1] * (sum of q[1]) + d[0] * (sum of q[0]), by fma
+  uint8_t has_residual[kPanelRows];  // 1: the row has a second block
+  int64_t residual_offset;           // bytes from this block to the rows' second blocks, if any has one
 };
-static_assert(sizeof(ActivationBlock) == 416);
+static_assert(sizeof(ActivationBlock) == 432);
 
 constexpr size_t panel_bytes(int num_inputs) { return num_inputs / kBlockInputs * sizeof(ActivationBlock); }
 // Bytes of the panels of `num_rows` rows.

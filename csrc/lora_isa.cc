@@ -9,18 +9,26 @@ namespace {
 
 constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
-// Four ranks times one row: lane 4 * rank + i has the inputs 4i..4i+3 of each half block, so the integer dot of a block is
+// Four ranks times one row: lane 4 * rank + i has the inputs 4i..4i+3 of each half block, so the integer dot of a half is
 // the sum over four lanes, and all four then follow the Q8_0 kernel's arithmetic.
+template <int half>
+REALM_INLINE f32x16 small_dots(const uint8_t* w, PanelRows x) {
+  const i32x16 sum = sum_of_four_lanes(dot4_biased(izero(), load_u8x64(w + 64 * half), broadcast16(x.group(4 * half, 0))));
+  return to_f32(kBiasedDotStart ? sum + shl<7>(x.neg_sum(0, half)) : sum);
+}
+REALM_INLINE f32x16 small_block(const uint8_t* w, PanelRows x) {
+  return fma(small_dots<1>(w, x), x.d(0, 1), small_dots<0>(w, x) * x.d(0, 0));
+}
+
 void small_tile(const uint8_t* w, PanelRows x, int num_blocks, float* t, ptrdiff_t prefetch_bytes) {
   constexpr int block_bytes = 2 * 64 + 2 * kLoraSmallTile;
   f32x16 acc = zero();
   for (int b = 0; b < num_blocks; b++, w += block_bytes, x.next()) {
     prefetch(w + prefetch_bytes);
     prefetch(w + prefetch_bytes + 64);
-    i32x16 sum = dot4_biased(izero(), load_u8x64(w), broadcast16(x.group(0, 0)));
-    sum = sum_of_four_lanes(dot4_biased(sum, load_u8x64(w + 64), broadcast16(x.group(4, 0))));
-    if (kBiasedDotStart) sum = sum + shl<7>(x.neg_sum(0, 0));
-    acc = fma(to_f32(sum), load_f16_to_four_lanes(w + 128) * x.d(0), acc);
+    const f32x16 d = load_f16_to_four_lanes(w + 128);
+    acc = fma(d, small_block(w, x), acc);
+    if (x.any_has_residual<1>()) acc = fma(d, small_block(w, x.residual()), acc);
   }
   float lanes[16];
   store(lanes, acc);

@@ -1,9 +1,9 @@
 // Integer weights times int8 activations.
 //
-// For each output, block by block in K order: the integer dot of a span (32 inputs, or 16 where scales are per 16) is
-// exact, then in float
-//     t = d_w * d_a;  acc = fma(float(dot), t, acc);  with a min: acc = fma(m_w, d_a * float(sum), acc)
-// where d_w and m_w are products of the format's own scales (K-quants: d * scale and -(dmin * min)). Every kernel, for any
+// For each output, block by block in K order: the integer dots of both halves (16 inputs each) are exact, then in float
+//     weights' scales per 32:  p = fma(dot1, d_a1, dot0 * d_a0);  acc = fma(d_w, p, acc);  with a min: fma(m_w, x_sum, acc)
+//     weights' scales per 16:  for each half: acc = fma(dot, d_w * d_a, acc);  with a min: fma(m_w, d_a * sum, acc)
+// and, if the row has a residual there, the same with the residual's block. d_w and m_w are products of the format's own scales (K-quants: d * scale and -(dmin * min)). Every kernel, for any
 // number of rows, does exactly this: hence the same bits.
 #pragma once
 
@@ -38,37 +38,55 @@ REALM_INLINE u8x64 unpack_group(const uint8_t* block) {
 }
 
 template <QuantType type>
-REALM_INLINE i32x16 dot(i32x16 acc, u8x64 w, const int8_t* x) {
+REALM_INLINE i32x16 dot(i32x16 acc, u8x64 w, u8x64 x) {
   if constexpr (type == QuantType::Q8_0) return dot4_biased(acc, w, x);
   return dot4_small(acc, w, x);
 }
 
-// The rows of a panel from one of them on. A kernel for R rows uses the first R.
+// The rows of a block from one of them on. A kernel for R rows uses the first R.
 struct PanelRows {
-  const int8_t* q;     // of the first row; see ActivationBlock for what follows
-  const float* scale;  // likewise
+  const ActivationBlock* block;
+  int row;
 
-  REALM_INLINE PanelRows(const ActivationBlock* block, int row) : q(block->q[0][row][0]), scale(block->d + row) {}
-  REALM_INLINE void next() {
-    q += sizeof(ActivationBlock);
-    scale += sizeof(ActivationBlock) / sizeof(float);
+  REALM_INLINE PanelRows(const ActivationBlock* block, int row) : block(block), row(row) {}
+  REALM_INLINE void next() { block++; }
+  REALM_INLINE const int8_t* group(int g, int r) const { return block->q[g / 4][row + r][g % 4]; }
+  REALM_INLINE f32x16 d(int r, int half) const { return set1(block->d[half][row + r]); }
+  REALM_INLINE i32x16 neg_sum(int r, int half) const { return iset1(block->neg_sum[half][row + r]); }
+  REALM_INLINE f32x16 x_sum(int r) const { return set1(block->x_sum[row + r]); }
+
+  template <int R>
+  REALM_INLINE bool any_has_residual() const {
+    uint64_t rows;
+    memcpy(&rows, block->has_residual, sizeof rows);
+    return (rows >> 8 * row & (~uint64_t{0} >> (64 - 8 * R))) != 0;
   }
-  REALM_INLINE const int8_t* group(int g, int r) const { return q + (g / 4 * kPanelRows + r) * 16 + g % 4 * 4; }
-  REALM_INLINE f32x16 d(int r) const { return set1(scale[r]); }
-  REALM_INLINE f32x16 d_sum(int r) const { return set1(scale[kPanelRows + r]); }
-  // field 0: of the block, 1 and 2: of its halves
-  REALM_INLINE i32x16 neg_sum(int r, int field) const {
-    int32_t sum;
-    memcpy(&sum, scale + (2 + field) * kPanelRows + r, sizeof sum);
-    return iset1(sum);
+  REALM_INLINE PanelRows residual() const {
+    return {reinterpret_cast<const ActivationBlock*>(reinterpret_cast<const uint8_t*>(block) + block->residual_offset), row};
   }
 };
 
-template <QuantType type, int g, int R>
-REALM_INLINE void dot_group(i32x16 (&sum)[R], const uint8_t* block, PanelRows x) {
-  const u8x64 w = unpack_group<type, g>(block);
+// A kernel works on C weight tiles and R rows at once: each weight vector in registers serves R rows, and each broadcast of
+// activations C tiles. Where a group of blocks starts in each tile:
+template <int C>
+struct TileGroups {
+  const uint8_t* first;
+  size_t stride;
+
+  REALM_INLINE const uint8_t* operator[](int c) const { return first + c * stride; }
+};
+
+template <QuantType type, int g, int C, int R>
+REALM_INLINE void dot_group(i32x16 (&sum)[C][R], TileGroups<C> blocks, PanelRows x) {
+  u8x64 w[C];
   REALM_UNROLL
-  for (int r = 0; r < R; r++) sum[r] = dot<type>(sum[r], w, x.group(g, r));
+  for (int c = 0; c < C; c++) w[c] = unpack_group<type, g>(blocks[c]);
+  REALM_UNROLL
+  for (int r = 0; r < R; r++) {
+    const u8x64 inputs = broadcast4(x.group(g, r));
+    REALM_UNROLL
+    for (int c = 0; c < C; c++) sum[c][r] = dot<type>(sum[c][r], w[c], inputs);
+  }
 }
 
 // Scales of a group of blocks, kept in registers while its blocks are worked on.
@@ -78,6 +96,7 @@ struct GroupScales {
   const uint8_t* tail;
   f32x16 d, m;
 
+  GroupScales() = default;
   REALM_INLINE explicit GroupScales(const uint8_t* group) : tail(group + layout.planes_bytes()) {
     d = load_f16(tail + layout.f16_offset());
     m = layout.has_min() ? load_f16(tail + layout.f16_offset() + 32) : zero();
@@ -99,80 +118,121 @@ struct GroupScales {
   }
 };
 
-template <QuantType type, int field, int R>
-REALM_INLINE void start_sums(i32x16 (&sum)[R], PanelRows x) {
+template <QuantType type, int half, int C, int R>
+REALM_INLINE void start_sums(i32x16 (&sum)[C][R], PanelRows x) {
   constexpr int shift = integer_layout<type>().offset_shift;
   constexpr bool starts = shift >= 0 && (type != QuantType::Q8_0 || kBiasedDotStart);
   REALM_UNROLL
   for (int r = 0; r < R; r++) {
-    if constexpr (starts) sum[r] = shl<shift>(x.neg_sum(r, field));
-    if constexpr (!starts) sum[r] = izero();
+    i32x16 start = izero();
+    if constexpr (starts) start = shl<shift>(x.neg_sum(r, half));
+    REALM_UNROLL
+    for (int c = 0; c < C; c++) sum[c][r] = start;
   }
 }
 
-// Sums of a span: the groups of four inputs [first, first + count).
-template <QuantType type, int first, int count, int R>
-REALM_INLINE void dot_groups(i32x16 (&sum)[R], const uint8_t* block, PanelRows x) {
-  dot_group<type, first>(sum, block, x);
-  if constexpr (count > 1) dot_groups<type, first + 1, count - 1>(sum, block, x);
+// Integer dots of half a block.
+template <QuantType type, int half, int C, int R>
+REALM_INLINE void half_dots(i32x16 (&sum)[C][R], TileGroups<C> blocks, PanelRows x) {
+  start_sums<type, half>(sum, x);
+  dot_group<type, 4 * half>(sum, blocks, x);
+  dot_group<type, 4 * half + 1>(sum, blocks, x);
+  dot_group<type, 4 * half + 2>(sum, blocks, x);
+  dot_group<type, 4 * half + 3>(sum, blocks, x);
 }
 
-template <QuantType type, int R>
-REALM_INLINE void block_by_32(f32x16 (&acc)[R], const uint8_t* block, const GroupScales<type>& scales, int b,
+template <QuantType type, int C, int R>
+REALM_INLINE void block_by_32(f32x16 (&acc)[C][R], TileGroups<C> blocks, const GroupScales<type> (&scales)[C], int b,
                               PanelRows x) {
-  i32x16 sum[R];
-  start_sums<type, 0>(sum, x);
-  dot_groups<type, 0, 8>(sum, block, x);
-  const f32x16 d = scales.scale(b), m = scales.min(b);
+  f32x16 p[C][R];
+  i32x16 sum[C][R];
+  half_dots<type, 0>(sum, blocks, x);
   REALM_UNROLL
   for (int r = 0; r < R; r++) {
-    acc[r] = fma(to_f32(sum[r]), d * x.d(r), acc[r]);
-    if constexpr (integer_layout<type>().scales == Scales::affine) acc[r] = fma(m, x.d_sum(r), acc[r]);
-    if constexpr (integer_layout<type>().scales == Scales::affine32) acc[r] = fnma(m, x.d_sum(r), acc[r]);
+    const f32x16 d = x.d(r, 0);
+    REALM_UNROLL
+    for (int c = 0; c < C; c++) p[c][r] = to_f32(sum[c][r]) * d;
+  }
+  half_dots<type, 1>(sum, blocks, x);
+  f32x16 d[C], m[C];
+  REALM_UNROLL
+  for (int c = 0; c < C; c++) d[c] = scales[c].scale(b), m[c] = scales[c].min(b);
+  REALM_UNROLL
+  for (int r = 0; r < R; r++) {
+    const f32x16 d1 = x.d(r, 1);
+    REALM_UNROLL
+    for (int c = 0; c < C; c++) {
+      acc[c][r] = fma(d[c], fma(to_f32(sum[c][r]), d1, p[c][r]), acc[c][r]);
+      if constexpr (integer_layout<type>().scales == Scales::affine) acc[c][r] = fma(m[c], x.x_sum(r), acc[c][r]);
+      if constexpr (integer_layout<type>().scales == Scales::affine32) acc[c][r] = fnma(m[c], x.x_sum(r), acc[c][r]);
+    }
   }
 }
 
-template <QuantType type, int half, int R>
-REALM_INLINE void half_by_16(f32x16 (&acc)[R], const uint8_t* block, const GroupScales<type>& scales, int b,
+template <QuantType type, int half, int C, int R>
+REALM_INLINE void half_by_16(f32x16 (&acc)[C][R], TileGroups<C> blocks, const GroupScales<type> (&scales)[C], int b,
                              PanelRows x) {
-  i32x16 sum[R];
-  start_sums<type, 1 + half>(sum, x);
-  dot_groups<type, 4 * half, 4>(sum, block, x);
-  const f32x16 d = scales.scale(2 * b + half), m = scales.min(2 * b + half);
+  i32x16 sum[C][R];
+  half_dots<type, half>(sum, blocks, x);
+  f32x16 d[C], m[C];
+  REALM_UNROLL
+  for (int c = 0; c < C; c++) d[c] = scales[c].scale(2 * b + half), m[c] = scales[c].min(2 * b + half);
   REALM_UNROLL
   for (int r = 0; r < R; r++) {
-    acc[r] = fma(to_f32(sum[r]), d * x.d(r), acc[r]);
-    if constexpr (integer_layout<type>().has_min())
-      acc[r] = fma(m, x.d(r) * to_f32(x.neg_sum(r, 1 + half)), acc[r]);
+    const f32x16 dx = x.d(r, half);
+    REALM_UNROLL
+    for (int c = 0; c < C; c++) {
+      acc[c][r] = fma(to_f32(sum[c][r]), d[c] * dx, acc[c][r]);
+      if constexpr (integer_layout<type>().has_min())
+        acc[c][r] = fma(m[c], dx * to_f32(x.neg_sum(r, half)), acc[c][r]);
+    }
   }
 }
 
-// One weight tile times R rows.
-template <QuantType type, int R>
-__attribute__((noinline)) void integer_tile(const uint8_t* w, PanelRows x, int num_groups, float* out,
-                                            size_t out_stride, int num_lanes, bool accumulate,
-                                            ptrdiff_t prefetch_bytes) {
+template <QuantType type, int C, int R>
+REALM_INLINE void times_block(f32x16 (&acc)[C][R], TileGroups<C> blocks, const GroupScales<type> (&scales)[C], int b,
+                              PanelRows x) {
+  if constexpr (integer_layout<type>().scale_per_16()) {
+    half_by_16<type, 0>(acc, blocks, scales, b, x);
+    half_by_16<type, 1>(acc, blocks, scales, b, x);
+  } else {
+    block_by_32<type>(acc, blocks, scales, b, x);
+  }
+}
+
+// C weight tiles, `tile_stride` bytes apart, times R rows.
+template <QuantType type, int C, int R>
+__attribute__((noinline)) void integer_tiles(const uint8_t* w, size_t tile_stride, PanelRows x, int num_groups, float* out,
+                                             size_t out_stride, int num_lanes, bool accumulate, ptrdiff_t prefetch_bytes) {
   constexpr IntegerLayout layout = integer_layout<type>();
-  f32x16 acc[R];
+  f32x16 acc[C][R];
   REALM_UNROLL
-  for (int r = 0; r < R; r++) acc[r] = zero();
+  for (int c = 0; c < C; c++) {
+    REALM_UNROLL
+    for (int r = 0; r < R; r++) acc[c][r] = zero();
+  }
+  TileGroups<C> blocks{w, tile_stride};
   for (int group = 0; group < num_groups; group++, w += layout.group_bytes()) {
-    const GroupScales<type> scales(w);
-    for (int b = 0; b < layout.group_blocks(); b++, x.next()) {
-      const uint8_t* block = w + b * layout.block_bytes();
+    GroupScales<type> scales[C];
+    REALM_UNROLL
+    for (int c = 0; c < C; c++) scales[c] = GroupScales<type>(w + c * tile_stride);
+    blocks.first = w;
+    for (int b = 0; b < layout.group_blocks(); b++, x.next(), blocks.first += layout.block_bytes()) {
       constexpr int stream_bytes = layout.group_bytes() / layout.group_blocks();
       REALM_UNROLL
-      for (int i = 0; i < stream_bytes; i += 64) prefetch(block + prefetch_bytes + i);
-      if constexpr (layout.scale_per_16()) {
-        half_by_16<type, 0>(acc, block, scales, b, x);
-        half_by_16<type, 1>(acc, block, scales, b, x);
-      } else {
-        block_by_32<type>(acc, block, scales, b, x);
+      for (int c = 0; c < C; c++) {
+        REALM_UNROLL
+        for (int i = 0; i < stream_bytes; i += 64) prefetch(blocks[c] + prefetch_bytes + i);
       }
+      times_block<type>(acc, blocks, scales, b, x);
+      if (x.template any_has_residual<R>()) times_block<type>(acc, blocks, scales, b, x.residual());
     }
   }
   REALM_UNROLL
-  for (int r = 0; r < R; r++, out += out_stride) store_tile_row(out, acc[r], num_lanes, accumulate);
+  for (int c = 0; c < C; c++) {
+    REALM_UNROLL
+    for (int r = 0; r < R; r++) store_tile_row(out + r * out_stride + c * kTileRows, acc[c][r], num_lanes, accumulate);
+  }
 }
 
 }  // namespace realm::REALM_ISA_NAMESPACE

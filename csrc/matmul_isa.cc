@@ -10,13 +10,22 @@ namespace {
 // Activations that stay in the second-level cache while the weight tiles pass by.
 constexpr size_t kActivationCacheBytes = 512 << 10;
 
+// With one tile at a time a kernel loads more than two broadcasts of activations in the time of two dots where each half
+// block has a start value or a scale of its weights, so loads limit it: two tiles share them. Fewer rows take one tile
+// all the same, since two streams of weights from memory are slower than one.
+constexpr int kFewestPairedRows = 16;
+template <QuantType type>
+constexpr bool limited_by_loads() {
+  return !is_float(type) && (integer_layout<type>().offset_shift >= 0 || integer_layout<type>().scale_per_16());
+}
+
 constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
-// `count` (1..R) rows starting at `row`: the kernel for exactly that many.
-template <QuantType type, int R>
-REALM_INLINE void rows_times_tile(const MatmulArgs& args, const uint8_t* w, int row, int count, float* out, int num_lanes) {
+// `count` (1..R) rows starting at `row`, times C tiles: the kernel for exactly that many.
+template <QuantType type, int C, int R>
+REALM_INLINE void rows_times_tiles(const MatmulArgs& args, const uint8_t* w, int row, int count, float* out, int num_lanes) {
   if constexpr (R > 1) {
-    if (count < R) return rows_times_tile<type, R - 1>(args, w, row, count, out, num_lanes);
+    if (count < R) return rows_times_tiles<type, C, R - 1>(args, w, row, count, out, num_lanes);
   }
   if constexpr (is_float(type)) {
     float_tile<type, R>(w, args.x + row * args.x_stride, args.x_stride, args.num_inputs, out, args.out_stride, num_lanes,
@@ -25,26 +34,36 @@ REALM_INLINE void rows_times_tile(const MatmulArgs& args, const uint8_t* w, int 
     const auto* panel = reinterpret_cast<const ActivationBlock*>(args.panels) + row / kPanelRows * (args.num_inputs / kBlockInputs);
     const PanelRows x(panel, row % kPanelRows);
     const int num_groups = args.num_inputs / (kBlockInputs * integer_layout<type>().group_blocks());
-    integer_tile<type, R>(w, x, num_groups, out, args.out_stride, num_lanes, args.accumulate, args.prefetch_bytes);
+    integer_tiles<type, C, R>(w, tile_bytes<type>(args.num_inputs), x, num_groups, out, args.out_stride, num_lanes,
+                              args.accumulate, args.prefetch_bytes);
+  }
+}
+
+// Rows [row_begin, row_end) times C tiles, R rows at a time.
+template <QuantType type, int C, int R>
+REALM_INLINE void all_rows_times_tiles(const MatmulArgs& args, int tile, int row_begin, int row_end) {
+  const int output = tile * kTileRows, num_lanes = C > 1 ? kTileRows : smaller(kTileRows, args.num_outputs - output);
+  const uint8_t* w = args.weights + tile * tile_bytes<type>(args.num_inputs);
+  for (int row = row_begin, count; row < row_end; row += count) {
+    count = smaller(R - row % R, row_end - row);  // never beyond the panel
+    rows_times_tiles<type, C, R>(args, w, row, count, args.out + row * args.out_stride + output, num_lanes);
   }
 }
 
 template <QuantType type>
 void matmul(const MatmulArgs& args, int tile_begin, int tile_end) {
-  const size_t tile_size = tile_bytes<type>(args.num_inputs);
   const size_t row_bytes = is_float(type) ? args.num_inputs * sizeof(float) : panel_bytes(args.num_inputs) / kPanelRows;
   const int fitting = static_cast<int>(kActivationCacheBytes / row_bytes) / kPanelRows * kPanelRows;
   const int chunk = fitting < kPanelRows ? kPanelRows : fitting;
   for (int chunk_begin = args.first_row; chunk_begin < args.num_rows; chunk_begin += chunk) {
     const int chunk_end = smaller(args.num_rows, chunk_begin + chunk);
-    for (int tile = tile_begin; tile < tile_end; tile++) {
-      const int output = tile * kTileRows, num_lanes = smaller(kTileRows, args.num_outputs - output);
-      const uint8_t* w = args.weights + tile * tile_size;
-      for (int row = chunk_begin, count; row < chunk_end; row += count) {
-        count = smaller(kKernelRows - row % kKernelRows, chunk_end - row);  // never beyond the panel
-        rows_times_tile<type, kKernelRows>(args, w, row, count, args.out + row * args.out_stride + output, num_lanes);
-      }
+    int tile = tile_begin;
+    if constexpr (kPairedRows > 0 && limited_by_loads<type>()) {
+      const int whole_end = smaller(tile_end, args.num_outputs / kTileRows);
+      if (chunk_end - chunk_begin >= kFewestPairedRows)
+        for (; tile + 2 <= whole_end; tile += 2) all_rows_times_tiles<type, 2, kPairedRows>(args, tile, chunk_begin, chunk_end);
     }
+    for (; tile < tile_end; tile++) all_rows_times_tiles<type, 1, kKernelRows>(args, tile, chunk_begin, chunk_end);
   }
 }
 

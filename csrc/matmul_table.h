@@ -29,7 +29,8 @@ struct MatmulArgs {
 // the other rows nor on how tiles are shared out over threads.
 using MatmulFn = void (*)(const MatmulArgs& args, int tile_begin, int tile_end);
 
-using QuantizeRowFn = void (*)(const float* x, int num_inputs, uint8_t* panels, int row, int block_begin, int block_end);
+using QuantizeRowFn = void (*)(const float* x, int num_inputs, uint8_t* panels, int row, int block_begin, int block_end,
+                               uint8_t* residuals, float outlier);
 
 struct MatmulTable {
   MatmulFn matmul[kNumTypeIds];  // by GGUF type id; null for unknown ids

@@ -15,10 +15,11 @@ struct Value {
   float* rows = nullptr;
   std::size_t row_stride = 0;  // floats; a multiple of 32, padded with zeros
   std::uint8_t* panels = nullptr;
+  std::uint8_t* residuals = nullptr;  // see Sink
   int width = 0;  // columns in use
 
   int num_blocks() const { return static_cast<int>(row_stride / 32); }
-  Sink sink() const { return {rows, row_stride, panels, num_blocks()}; }
+  Sink sink() const { return {rows, row_stride, panels, num_blocks(), residuals}; }
 };
 
 // A packed weight matrix, in memory that the program owns.

@@ -160,8 +160,13 @@ int Program::embed(int table, float scale, int out) {
 }
 
 void Program::rms_norm(int x, int weight, float eps, int residual, int out, bool of_logit_rows) {
-  const Value from = value(x), to = value(out);
+  const Value from = value(x);
+  Value to = value(out);
   require(from.rows != nullptr && from.width == to.width, "rms_norm: width");
+  if (to.panels != nullptr && to.residuals == nullptr) {
+    buffers_.emplace_back(panels_bytes(config_.limits.max_tokens, static_cast<int>(to.row_stride)));
+    to.residuals = values_[out].residuals = buffers_.back().data();
+  }
   const float* add_to = nullptr;
   if (residual != -1) {
     add_to = value(residual).rows;

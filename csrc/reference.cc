@@ -1,6 +1,7 @@
 #include "reference.h"
 
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "lora_quantize.h"
@@ -9,21 +10,32 @@
 namespace realm {
 namespace {
 
-struct QuantisedBlock {
-  float d;
-  int q[kBlockInputs];
+struct QuantisedHalf {
+  float amax, d;
+  int q[kHalfInputs];
 
-  explicit QuantisedBlock(const float* x) {
-    float amax = 0.0f;
-    for (int k = 0; k < kBlockInputs; k++) amax = std::fmax(amax, std::fabs(x[k]));
+  explicit QuantisedHalf(const float* x) {
+    amax = 0.0f;
+    for (int k = 0; k < kHalfInputs; k++) amax = std::fmax(amax, std::fabs(x[k]));
     d = amax >= 1e-30f ? amax / 127.0f : 0.0f;
     const float inverse = amax >= 1e-30f ? 127.0f / amax : 0.0f;
-    for (int k = 0; k < kBlockInputs; k++) q[k] = static_cast<int>(std::nearbyintf(x[k] * inverse));
+    for (int k = 0; k < kHalfInputs; k++) q[k] = static_cast<int>(std::nearbyintf(x[k] * inverse));
   }
-  int sum(int first, int count) const {
-    int s = 0;
-    for (int k = first; k < first + count; k++) s += q[k];
-    return s;
+  float sum() const { return static_cast<float>(std::accumulate(q, q + kHalfInputs, 0)); }
+};
+
+struct QuantisedBlock {
+  QuantisedHalf half[2];
+
+  explicit QuantisedBlock(const float* x) : half{QuantisedHalf(x), QuantisedHalf(x + kHalfInputs)} {}
+  bool has_outlier(float outlier) const { return half[0].amax > outlier || half[1].amax > outlier; }
+  QuantisedBlock residual(const float* x) const {
+    float left[kBlockInputs];
+    for (int k = 0; k < kBlockInputs; k++) {
+      const QuantisedHalf& h = half[k / kHalfInputs];
+      left[k] = std::fmaf(-static_cast<float>(h.q[k % kHalfInputs]), h.d, x[k]);
+    }
+    return QuantisedBlock(left);
   }
 };
 
@@ -79,21 +91,44 @@ float min_at(const GgufBlock<type>& s, [[maybe_unused]] int k) {
   return 0.0f;
 }
 
+// The inputs [k, k + 16) of a GGUF block times half a block of activations.
 template <QuantType type>
-float integer_dot(const uint8_t* row, const float* x, int num_inputs) {
+float half_dot(const GgufBlock<type>& s, int k, const QuantisedHalf& a) {
+  int dot = 0;
+  for (int i = 0; i < kHalfInputs; i++) dot += quant<type>(s, k + i) * a.q[i];
+  return static_cast<float>(dot);
+}
+
+// acc + the inputs [k, k + 32) of a GGUF block times a block of activations.
+template <QuantType type>
+float add_block_dot(const GgufBlock<type>& s, int k, const QuantisedBlock& x, float acc) {
   constexpr IntegerLayout layout = integer_layout<type>();
-  constexpr int block_inputs = gguf_block_inputs<type>(), span = layout.scale_per_16() ? 16 : 32;
+  const QuantisedHalf(&a)[2] = x.half;
+  const float dot[2] = {half_dot<type>(s, k, a[0]), half_dot<type>(s, k + kHalfInputs, a[1])};
+  if (!layout.scale_per_16()) {
+    acc = std::fmaf(scale_at<type>(s, k), std::fmaf(dot[1], a[1].d, dot[0] * a[0].d), acc);
+    if (layout.has_min()) acc = std::fmaf(min_at<type>(s, k), std::fmaf(a[1].d, a[1].sum(), a[0].d * a[0].sum()), acc);
+    return acc;
+  }
+  for (int half = 0; half < 2; half++) {
+    const int at = k + half * kHalfInputs;
+    acc = std::fmaf(dot[half], scale_at<type>(s, at) * a[half].d, acc);
+    if (layout.has_min()) acc = std::fmaf(min_at<type>(s, at), a[half].d * a[half].sum(), acc);
+  }
+  return acc;
+}
+
+template <QuantType type>
+float integer_dot(const uint8_t* row, const float* x, int num_inputs, float outlier) {
+  constexpr int block_inputs = gguf_block_inputs<type>();
   float acc = 0.0f;
   for (int begin = 0; begin < num_inputs; begin += block_inputs, row += gguf_block_bytes<type>()) {
     GgufBlock<type> s;
     memcpy(&s, row, sizeof s);
-    for (int k = 0; k < block_inputs; k += span) {
-      const QuantisedBlock a(x + begin + k / kBlockInputs * kBlockInputs);
-      const int first = k % kBlockInputs;
-      int dot = 0;
-      for (int i = 0; i < span; i++) dot += quant<type>(s, k + i) * a.q[first + i];
-      acc = std::fmaf(static_cast<float>(dot), scale_at<type>(s, k) * a.d, acc);
-      if (layout.has_min()) acc = std::fmaf(min_at<type>(s, k), a.d * static_cast<float>(a.sum(first, span)), acc);
+    for (int k = 0; k < block_inputs; k += kBlockInputs) {
+      const QuantisedBlock a(x + begin + k);
+      acc = add_block_dot<type>(s, k, a, acc);
+      if (a.has_outlier(outlier)) acc = add_block_dot<type>(s, k, a.residual(x + begin + k), acc);
     }
   }
   return acc;
@@ -117,25 +152,25 @@ float float_dot(const uint8_t* row, const float* x, int num_inputs) {
 
 }  // namespace
 
-float reference_dot(int type_id, const uint8_t* row_bytes, const float* x, int num_inputs) {
+float reference_dot(int type_id, const uint8_t* row_bytes, const float* x, int num_inputs, float outlier) {
   float dot = 0.0f;
   with_type(type_id, [&](auto tag) {
     if constexpr (is_float(tag.value)) {
       dot = float_dot<tag.value>(row_bytes, x, num_inputs);
     } else {
-      dot = integer_dot<tag.value>(row_bytes, x, num_inputs);
+      dot = integer_dot<tag.value>(row_bytes, x, num_inputs, outlier);
     }
   });
   return dot;
 }
 
 void reference_lora(LoraStore store, const float* a, int exponent, const float* b, int rank, float scale, const float* x,
-                    int num_inputs, float* y, int num_outputs) {
+                    int num_inputs, float* y, int num_outputs, float outlier) {
   const bool is_int8 = store == LoraStore::int8;
   std::vector<float> t(rank);
   for (int r = 0; r < rank; r++, a += num_inputs) {
     const auto row = lora_quantize_a_row(a, num_inputs, exponent);
-    t[r] = is_int8 ? integer_dot<QuantType::Q8_0>(reinterpret_cast<const uint8_t*>(row.data()), x, num_inputs)
+    t[r] = is_int8 ? integer_dot<QuantType::Q8_0>(reinterpret_cast<const uint8_t*>(row.data()), x, num_inputs, outlier)
                    : float_dot<QuantType::F32>(reinterpret_cast<const uint8_t*>(a), x, num_inputs);
   }
   if (is_int8) scale *= std::ldexp(1.0f, -exponent);

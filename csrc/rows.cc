@@ -13,24 +13,36 @@ constexpr int kMaxHeadDim = 512;
 constexpr float kLargestF16 = 65504.0f;
 constexpr float kLargestF32 = 3.0e38f;
 
-REALM_INLINE void emit(const Sink& sink, int row, int block, f32x16 lo, f32x16 hi) {
+// A norm's values this many times larger than the row's root mean square are outliers (layout.h). In SmolLM2 that is one block
+// of 32 in twenty; the top token then agrees with float32 at 98% of positions, without residuals at 97.3%.
+constexpr float kOutlierRms = 10.0f;
+
+REALM_INLINE void emit(const Sink& sink, int row, int block, f32x16 lo, f32x16 hi, float outlier = 0.0f,
+                       uint8_t* residuals = nullptr) {
   if (sink.rows != nullptr) {
     float* out = sink.rows + static_cast<size_t>(row) * sink.row_stride + block * kBlock;
     store(out, lo);
     store(out + 16, hi);
   }
-  if (sink.panels != nullptr) 
-    quantize_block(lo, hi, activation_block(sink.panels, sink.num_blocks * kBlock, row, block), row % kPanelRows);
+  if (sink.panels != nullptr)
+    quantize_block(lo, hi, activation_block(sink.panels, sink.num_blocks * kBlock, row, block), row % kPanelRows, outlier,
+                   residuals != nullptr ? activation_block(residuals, sink.num_blocks * kBlock, row, block) : nullptr);
 }
 
-REALM_INLINE float sum_of_squares(const float* x, int num_columns_padded) {
-  f32x16 even = zero(), odd = zero();
+struct SquareSums {
+  float of_x, of_weighted;  // of x and of x * weight
+};
+REALM_INLINE SquareSums square_sums(const float* x, const float* weight, int num_columns_padded) {
+  f32x16 even = zero(), odd = zero(), weighted_even = zero(), weighted_odd = zero();
   for (int i = 0; i < num_columns_padded; i += kBlock) {
     const f32x16 a = load(x + i), b = load(x + i + 16);
     even = fma(a, a, even);
     odd = fma(b, b, odd);
+    const f32x16 wa = a * load(weight + i), wb = b * load(weight + i + 16);
+    weighted_even = fma(wa, wa, weighted_even);
+    weighted_odd = fma(wb, wb, weighted_odd);
   }
-  return reduce_add(even + odd);
+  return {reduce_add(even + odd), reduce_add(weighted_even + weighted_odd)};
 }
 
 void rms_norm(const NormArgs& args, int row_begin, int row_end, int block_begin, int block_end) {
@@ -38,8 +50,10 @@ void rms_norm(const NormArgs& args, int row_begin, int row_end, int block_begin,
   for (int row = row_begin; row < row_end; ++row) {
     const int from = args.rows != nullptr ? args.rows[row] : row;
     const float* x = args.x + static_cast<size_t>(from) * args.row_stride;
-    const float mean = sum_of_squares(x, padded) / static_cast<float>(args.num_columns);
-    const f32x16 inverse = set1(1.0f / __builtin_sqrtf(mean + args.eps));
+    const SquareSums sums = square_sums(x, args.weight, padded);
+    const float count = static_cast<float>(args.num_columns), rms_inverse = 1.0f / __builtin_sqrtf(sums.of_x / count + args.eps);
+    const f32x16 inverse = set1(rms_inverse);
+    const float outlier = kOutlierRms * rms_inverse * __builtin_sqrtf(sums.of_weighted / count);
     const float* residual =
         args.residual != nullptr ? args.residual + static_cast<size_t>(row) * args.residual_stride : nullptr;
     for (int block = block_begin; block < block_end; ++block) {
@@ -50,7 +64,7 @@ void rms_norm(const NormArgs& args, int row_begin, int row_end, int block_begin,
         lo = load(residual + i) + lo;
         hi = load(residual + i + 16) + hi;
       }
-      emit(args.out, row, block, lo, hi);
+      emit(args.out, row, block, lo, hi, outlier, args.out.residuals);
     }
   }
 }

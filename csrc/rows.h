@@ -17,6 +17,7 @@ struct Sink {
   std::size_t row_stride = 0;  // floats
   std::uint8_t* panels = nullptr;
   int num_blocks = 0;  // K / 32 of the panels
+  std::uint8_t* residuals = nullptr;  // panels for what a norm's outlier blocks leave
 };
 
 struct NormArgs {

@@ -22,7 +22,8 @@
 //             broadcast4 broadcast16: x from 4 (16) signed bytes; a pointer in place of x means broadcast4
 // Quads:      sum_of_four_lanes: to all four; load_f16_to_four_lanes: four f16, each to four lanes
 // Partial:    store_first(p, a, n): lanes 0..n-1 only
-// Other:      prefetch; kKernelRows: activation rows that a matrix kernel can keep in registers at once
+// Other:      prefetch; kKernelRows: activation rows that a matrix kernel can keep in registers at once;
+//             kPairedRows: the same of a kernel for two weight tiles, 0 where registers are too few
 #pragma once
 
 #include <cstddef>

@@ -6,6 +6,7 @@
 namespace realm::REALM_ISA_NAMESPACE {
 
 constexpr int kKernelRows = 4;
+constexpr int kPairedRows = 0;
 
 struct f32x16 {
   __m256 lo, hi;

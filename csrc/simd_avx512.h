@@ -6,6 +6,7 @@
 namespace realm::REALM_ISA_NAMESPACE {
 
 constexpr int kKernelRows = 8;
+constexpr int kPairedRows = 4;
 
 struct f32x16 {
   __m512 v;

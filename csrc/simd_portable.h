@@ -9,6 +9,7 @@ namespace realm::REALM_ISA_NAMESPACE {
 #endif
 
 constexpr int kKernelRows = 2;
+constexpr int kPairedRows = 0;
 
 using Float4 = float __attribute__((vector_size(16)));
 using Int4 = int32_t __attribute__((vector_size(16)));

@@ -23,7 +23,7 @@ def pack(type_id: int, src: NDArray[np.uint8], num_outputs: int, num_inputs: int
 def unpack(type_id: int, packed: NDArray[np.uint8], num_outputs: int, num_inputs: int) -> NDArray[np.float32]:
     """Dequantise a packed matrix: float32 [N, K]."""
 
-def quantize_rows(x: NDArray[np.float32], isa: str) -> NDArray[np.uint8]:
+def quantize_rows(x: NDArray[np.float32], isa: str, outlier: float = ...) -> NDArray[np.uint8]:
     """Activations [M, K] as int8 panels: uint8 [bytes]."""
 
 def matmul(
@@ -34,11 +34,12 @@ def matmul(
     isa: str,
     num_threads: int = 1,
     initial: float = 0.0,
+    outlier: float = ...,
 ) -> NDArray[np.float32]:
     """x W^T, added to `initial` where that is not 0: float32 [M, N]."""
 
 def reference_matmul(
-    type_id: int, src: NDArray[np.uint8], x: NDArray[np.float32], num_outputs: int
+    type_id: int, src: NDArray[np.uint8], x: NDArray[np.float32], num_outputs: int, outlier: float = ...
 ) -> NDArray[np.float32]:
     """x W^T by the scalar reference, straight from GGUF bytes: float32 [M, N]."""
 

@@ -58,6 +58,18 @@ def test_bit_equal_to_the_scalar_reference(store: int, ranks: list[int | None]) 
 
 @STORES
 @pytest.mark.parametrize("isa", ISAS)
+def test_bit_equal_where_blocks_have_residuals(store: int, isa: str) -> None:
+    module = lora_module(store, random_parts(np.random.default_rng(3), [16, 21, 2]), NUM_OUTPUTS)
+    x, y = inputs(21)
+    expected = _cpu.reference_lora([(0, 21, module)], x, y, NUM_OUTPUTS, outlier=2.5)
+    assert (store == INT8) == (expected != _cpu.reference_lora([(0, 21, module)], x, y, NUM_OUTPUTS)).any()
+    for begin, end in [(0, 21), (5, 18)]:
+        got = _cpu.lora([(begin, end, module)], x, y, NUM_OUTPUTS, isa, outlier=2.5)
+        assert_same_bits(got[begin:end], expected[begin:end])
+
+
+@STORES
+@pytest.mark.parametrize("isa", ISAS)
 def test_a_row_depends_on_its_own_adapter_only(store: int, isa: str) -> None:
     rng = np.random.default_rng(2)
     modules = [

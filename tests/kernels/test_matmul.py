@@ -64,6 +64,26 @@ def test_bit_equal_to_the_scalar_reference_for_every_batch_size_and_isa(quant_ty
 
 @by_type
 @pytest.mark.parametrize("isa", ISAS)
+def test_residuals_of_outlier_blocks_are_bit_equal_to_the_scalar_reference(quant_type: QuantType, isa: str) -> None:
+    """Most panels then mix rows with a residual and rows without."""
+    num_outputs, num_inputs = shapes(quant_type)[1]
+    data = random_blocks(quant_type, num_outputs, num_inputs, np.random.default_rng(6)).ravel()
+    packed = _cpu.pack(quant_type, data, num_outputs, num_inputs)
+    x = np.random.default_rng(7).normal(size=(MAX_ROWS, num_inputs)).astype(np.float32)
+    outlier = 2.5  # that a block of 32 normal values has one is a matter of chance: 1 - 0.9876^32 = 0.33
+    share = (np.abs(x).reshape(MAX_ROWS, -1, 32).max(axis=2) > outlier).mean()
+    assert 0.2 < share < 0.5
+    expected = _cpu.reference_matmul(quant_type, data, x, num_outputs, outlier)
+    if quant_type not in FLOAT_TYPES:
+        assert (expected != _cpu.reference_matmul(quant_type, data, x, num_outputs)).any()
+    for num_rows in range(1, MAX_ROWS + 1):
+        for rows in (slice(0, num_rows), slice(MAX_ROWS - num_rows, MAX_ROWS)):
+            got = _cpu.matmul(quant_type, packed, x[rows], num_outputs, isa, outlier=outlier)
+            assert_same_bits(got, expected[rows])
+
+
+@by_type
+@pytest.mark.parametrize("isa", ISAS)
 def test_a_row_depends_neither_on_its_place_nor_on_the_others(quant_type: QuantType, isa: str) -> None:
     num_outputs, num_inputs = shapes(quant_type)[1]
     rng = np.random.default_rng(5)
@@ -118,14 +138,26 @@ def test_integer_sums_do_not_saturate(quant_type: QuantType, fill: int, isa: str
 
 
 def error_bound(x: np.ndarray, weights: np.ndarray, quant_type: QuantType) -> np.ndarray:
-    """[M, N]. Rounding to int8 moves an activation by at most half a step of its block: amax / 254. To that add float
-    rounding: at most 2 roundings for each accumulation (of sums below sum |w||x|), with 2^-24 each."""
-    steps = np.abs(x).reshape(len(x), -1, 32).max(axis=2) / 254
+    """[M, N]. Rounding to int8 moves an activation by at most half a step of its half block: amax / 254. To that add
+    float rounding: at most 2 roundings for each accumulation (of sums below sum |w||x|), with 2^-24 each."""
+    steps = np.abs(x).reshape(len(x), -1, 16).max(axis=2) / 254
     terms = np.abs(x) @ np.abs(weights).T
     rounding = terms * x.shape[1] * 2.0**-23
     if quant_type in FLOAT_TYPES:
         return rounding
-    return steps @ np.abs(weights).reshape(len(weights), -1, 32).sum(axis=2).T * 1.0001 + rounding
+    return steps @ np.abs(weights).reshape(len(weights), -1, 16).sum(axis=2).T * 1.0001 + rounding
+
+
+@pytest.mark.parametrize("quant_type", INTEGER_TYPES, ids=lambda t: t.name)
+def test_with_residuals_everywhere_the_product_is_nearly_exact(quant_type: QuantType) -> None:
+    num_outputs, num_inputs = 64, 1024
+    data = random_blocks(quant_type, num_outputs, num_inputs, np.random.default_rng(4))
+    weights = dequantize(data, quant_type).astype(np.float64)
+    x = np.random.default_rng(8).normal(size=(10, num_inputs)).astype(np.float32)
+    expected = x.astype(np.float64) @ weights.T
+    packed = _cpu.pack(quant_type, data.ravel(), num_outputs, num_inputs)
+    got = _cpu.matmul(quant_type, packed, x, num_outputs, ISAS[-1], outlier=0.0)
+    assert np.linalg.norm(got - expected) < 5e-5 * np.linalg.norm(expected)
 
 
 @by_type
