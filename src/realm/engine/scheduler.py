@@ -135,6 +135,7 @@ class Scheduler:
             assert seq.num_computed < len(seq.tokens)
             assert (seq.adapter_slot >= 0) == (seq.adapter is not None)
             assert len(seq.blocks) >= self.pool.blocks_for(seq.num_computed), "computed tokens without a block"
+            assert len(seq.blocks) <= self.pool.blocks_for(len(seq.tokens)), "blocks of rejected drafts are kept"
         self.pool.check_integrity([seq.blocks for seq in self.running])
 
     def _continue_running(self) -> tuple[list[Sequence], list[Sequence]]:

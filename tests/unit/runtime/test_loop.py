@@ -143,14 +143,18 @@ def test_a_failing_step_ends_its_requests_and_the_engine_goes_on() -> None:
 
 
 def test_engine_breakdown_ends_everything_and_is_told(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer, late = QueueConsumer(), QueueConsumer()
+
     def explode() -> None:
+        model.start([model.encode("x")], FOREVER, late)  # comes while the step runs, and is never added
         raise AssertionError("bug")
 
     monkeypatch.setattr(model.loop._engine, "step", explode)
-    consumer = QueueConsumer()
     model.start([model.encode("x")] * 3, FOREVER, consumer)
     events = last_events(consumer, 3)
     assert {type(e.error) for e in events.values()} == {Internal}
+    model.loop._thread.join()
+    assert late._events.get_nowait().error is not None
     assert model.loop.failure == "AssertionError: bug"
     with pytest.raises(Unavailable):
         model.open([model.encode("x")], FOREVER)
