@@ -48,9 +48,9 @@ class Client:
 
 
 @contextmanager
-def server(model: str) -> Iterator[tuple[str, float]]:
+def server(model: str, *options: str) -> Iterator[tuple[str, float]]:
     """A `realm serve` process on a free port; gives its address and the seconds it took to get ready."""
-    command = [sys.executable, "-m", "realm.cli", "serve", model, "--port", "0", "--log-level", "warning"]
+    command = [sys.executable, "-m", "realm.cli", "serve", model, "--port", "0", "--log-level", "warning", *options]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -1,6 +1,7 @@
 """Fixtures for every test: where real models are."""
 
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,17 @@ def gemma3_path() -> Path:
 @pytest.fixture(scope="session")
 def gguf_models(smollm2_path: Path, gemma3_path: Path) -> list[Path]:
     return [smollm2_path, gemma3_path]
+
+
+@pytest.fixture(scope="session")
+def styles(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two adapters of SmolLM2, trained now by the example's own code: PEFT directories by style."""
+    from examples.train_adapter import STYLES, load_base, train
+
+    folder = tmp_path_factory.mktemp("styles")
+    base = load_base(smollm2_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's deprecated calls
+        for style in STYLES:
+            train(base, smollm2_path, style, folder / style)
+    return {style: folder / style for style in STYLES}
