@@ -74,7 +74,7 @@ def cramped(start_server: StartServer, tiny_path: Path) -> Server:
 
 async def hang_up(client: httpx.AsyncClient, request: dict[str, Any], after_chunks: int) -> None:
     """Read a little of a stream, and go."""
-    async with client.stream("POST", CHAT, json=request | {"stream": True, "max_tokens": 100}) as response:
+    async with client.stream("POST", CHAT, json=request | {"stream": True}) as response:
         lines = response.aiter_lines()
         for _ in range(after_chunks):
             await anext(lines)
@@ -98,7 +98,7 @@ async def test_storm(cramped: Server) -> None:
     async with connect(cramped) as client:
         alone = [await streamed_text(client, request) for request in quiet]
         before = cramped.outcomes()
-        storm = [hang_up(client, body(model, f"leaves {i}"), i) for i in range(6)]
+        storm = [hang_up(client, body(model, f"leaves {i}", max_tokens=100), i) for i in range(6)]
         storm += [give_up(client, body(model, f"gives up {i}")) for i in range(6)]
         deadline = {"timeout": 1e-6, "max_tokens": 100}
         storm += [refused(client, body(model, f"late {i}", **deadline), 408, "deadline_exceeded") for i in range(6)]
@@ -157,6 +157,24 @@ async def test_sigterm_lets_open_requests_finish(start_server: StartServer, tiny
     chunks = [json.loads(line.removeprefix("data: ")) for line in rest if line and "[DONE]" not in line]
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == alone
     server.stop()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("stream", [False, True])
+async def test_hanging_up_cancels(smollm2: Server, stream: bool) -> None:
+    """The request ends at once, not when all its tokens have been made for nobody."""
+    request = body("smollm2", "never ending", max_tokens=8000)
+    before = smollm2.outcomes()
+    async with connect(smollm2) as client:
+        if stream:
+            await hang_up(client, request, 2)
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post(CHAT, json=request, timeout=httpx.Timeout(60, read=0.2))
+    smollm2.await_idle()
+    assert {name: n - before.get(name, 0) for name, n in smollm2.outcomes().items() if n != before.get(name, 0)} == {
+        "cancelled": 1
+    }
 
 
 async def no_longer_listening(server: Server) -> None:
