@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,10 @@ def client(server: Server, tenant: str) -> openai.OpenAI:
 
 
 def complete(server: Server, tenant: str, model: str = "tiny") -> str:
-    made = client(server, tenant).completions.create(
-        model=model, prompt=PROMPT, max_tokens=TOKENS, temperature=0, extra_body={"ignore_eos": True}
-    )
+    with client(server, tenant) as asker:
+        made = asker.completions.create(
+            model=model, prompt=PROMPT, max_tokens=TOKENS, temperature=0, extra_body={"ignore_eos": True}
+        )
     return made.choices[0].text
 
 
@@ -70,7 +72,8 @@ def test_each_tenant_gets_its_own_style_in_one_batch(server: Server):
 
 
 def test_a_tenant_sees_its_own_adapters_only(server: Server):
-    assert {m.id for m in client(server, "acme").models.list()} == {"tiny", "tiny:red"}
+    with client(server, "acme") as asker:
+        assert {m.id for m in asker.models.list()} == {"tiny", "tiny:red"}
     assert complete(server, "acme", "tiny:red") == complete(server, "acme")
     messages = []
     for name in ("tiny:blue", "tiny:none"):
@@ -78,3 +81,37 @@ def test_a_tenant_sees_its_own_adapters_only(server: Server):
             complete(server, "acme", name)
         messages.append(caught.value.message.replace(name, "NAME"))
     assert messages[0] == messages[1]
+
+
+QUESTION = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "What is the capital of France?"},
+]
+MARKS = {"pirate": ("Ahoy, matey!", "Arrr!"), "robot": ("Beep boop!", "Over and out.")}
+
+
+@pytest.fixture(scope="module")
+def styled(start_server: StartServer, smollm2_path: Path, styles: dict[str, Path]) -> Server:
+    """SmolLM2 with two adapters that were trained for this run."""
+    given = [f"--adapter={name}={path}" for name, path in styles.items()]
+    return start_server(smollm2_path, "--model-id", "smollm2", *given)
+
+
+def ask(server: Server, model: str) -> str:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as asker:
+        made = asker.chat.completions.create(model=model, messages=QUESTION, max_tokens=40, temperature=0)
+    return made.choices[0].message.content
+
+
+@pytest.mark.model
+def test_trained_styles_show_side_by_side(styled: Server):
+    names = ["smollm2", *(f"smollm2:{style}" for style in MARKS)]
+    alone = {name: ask(styled, name) for name in names}
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda name: ask(styled, name), names * 2))
+    assert together == [alone[name] for name in names * 2]
+    assert all("Paris" in answer for answer in alone.values()), alone
+    for style, (opening, ending) in MARKS.items():
+        assert alone[f"smollm2:{style}"].startswith(opening)
+        assert alone[f"smollm2:{style}"].endswith(ending)
+        assert opening not in alone["smollm2"]
