@@ -4,7 +4,7 @@
 //   f16, f32   K [tokens/16][D][16]       lane = token, so q.k is one multiply-add per dimension for 16 tokens
 //              V [tokens][D]              lane = dimension
 //   int8       K [tokens/16][D/4][16][4]  bytes as (value xor 0x80), see dot4_biased in simd.h
-//              V [tokens/4][D][4]         likewise
+//              V [tokens/4][D][4]         signed bytes
 //              K scales, V scales         f32 [tokens] each: value = scale * int
 #pragma once
 

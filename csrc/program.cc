@@ -19,6 +19,7 @@ void require(bool ok, const std::string& what) {
 std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
 constexpr std::size_t kAlignment = 64;
+constexpr double kLog2E = 1.4426950408889634;  // attention's softmax is in powers of 2
 constexpr int kMaxAdapterSlots = 1 << 16;
 constexpr int kRopePositions = 256;  // made at a time
 
@@ -270,7 +271,7 @@ void Program::attention(int qkv, const HeadSpec& spec, int out) {
   kv_pools_.emplace_back(layout.block_bytes() * config_.limits.num_blocks);
   std::uint8_t* pool = kv_pools_.back().data();
   HeadArgs heads{from.rows, from.row_stride, spec.num_heads, vector(spec.q_norm, spec.head_dim), vector(spec.k_norm, spec.head_dim),
-                 spec.norm_eps, spec.scale, ropes_[spec.rope], layout, pool};
+                 spec.norm_eps, static_cast<float>(spec.scale * kLog2E), ropes_[spec.rope], layout, pool};
   add_op(make_heads(kernels_, heads));
   need_scratch(attention_scratch(spec.head_dim));
   AttentionArgs args{from.rows, from.row_stride, spec.num_heads / spec.num_kv_heads, spec.window, layout, pool, to.sink()};

@@ -179,7 +179,7 @@ void store_value(const KVLayout& kv, uint8_t* head, int token, const float* x) {
     float* scale = reinterpret_cast<float*>(head + kv.value_scales_offset()) + token;
     *scale = quantize_head(bound, dim, q);
     uint8_t* to = values + static_cast<size_t>(token / 4) * 4 * dim + token % 4;
-    for (int d = 0; d < dim; ++d) to[d * 4] = static_cast<uint8_t>(q[d]) ^ 0x80;
+    for (int d = 0; d < dim; ++d) to[d * 4] = static_cast<uint8_t>(q[d]);
   } else if (kv.type == KVType::f16) {
     uint8_t* to = values + static_cast<size_t>(token) * dim * 2;
     for (int d = 0; d < dim; d += 16) store_f16(to + d * 2, bounded(load(x + d), kLargestF16));

@@ -87,40 +87,41 @@ void Step::split_attention(AttentionPlan& plan, int num_threads) const {
   const auto cost_of = [&](const AttentionItem& item) {
     const int last = item.position + item.num_rows;
     const int seen = shape.window > 0 ? std::min(last, shape.window + item.num_rows) : last;
-    return static_cast<std::int64_t>(seen / kTileTokens + 2);
+    // Measured: to read a tile of keys and values costs as much as to work one and a half rows through it.
+    return static_cast<std::int64_t>(seen / kTileTokens + 2) * (3 + 2 * item.num_rows);
   };
-  std::vector<AttentionItem> groups;
   std::int64_t total = 0;
-  for (int r = 0; r < input_.num_requests; ++r) {
-    const int end = input_.query_starts[r + 1];
-    for (int row = input_.query_starts[r]; row < end; row += rows_at_once) {
-      groups.push_back({row, std::min(rows_at_once, end - row), positions_[row], 0, 0,
-                        input_.block_tables + static_cast<std::size_t>(r) * input_.max_blocks});
-      total += cost_of(groups.back()) * shape.num_heads;
+  const auto for_each_unit = [&](auto&& body) {
+    for (int r = 0; r < input_.num_requests; ++r) {
+      const int begin = input_.query_starts[r], end = input_.query_starts[r + 1];
+      const std::int32_t* table = input_.block_tables + static_cast<std::size_t>(r) * input_.max_blocks;
+      // KV heads outside, rows inside: the keys and values that a request's rows share then stay in the cache.
+      for (int head = 0; head < shape.num_heads; head += heads_per_kv)
+        for (int row = begin; row < end; row += rows_at_once)
+          body(AttentionItem{row, std::min(rows_at_once, end - row), positions_[row], head, heads_per_kv, table});
     }
-  }
-  // Each thread takes a run of (row group, head) units of equal cost; heads that share keys then join into one item.
+  };
+  for_each_unit([&](const AttentionItem& unit) { total += cost_of(unit) * unit.num_heads; });
+  // Each thread takes a run of equal cost; where it ends inside a unit, the unit's heads are shared out.
   plan.items.resize(num_threads);
   for (auto& items : plan.items) items.clear();
   std::int64_t done = 0;
-  for (const AttentionItem& group : groups) {
-    const std::int64_t cost = cost_of(group);
-    for (int head = 0; head < shape.num_heads; ++head, done += cost) {
+  for_each_unit([&](AttentionItem unit) {
+    const std::int64_t cost = cost_of(unit);
+    int last_thread = -1;
+    for (int head = 0; head < heads_per_kv; ++head, done += cost) {
       const int thread = static_cast<int>(std::min<std::int64_t>((2 * done + cost) * num_threads / (2 * total), num_threads - 1));
       std::vector<AttentionItem>& items = plan.items[thread];
-      if (!items.empty()) {
-        AttentionItem& item = items.back();
-        if (item.row == group.row && item.head / heads_per_kv == head / heads_per_kv &&
-            (item.num_heads + 1) * group.num_rows <= kMaxItemQueries) {
-          ++item.num_heads;
-          continue;
-        }
+      if (thread == last_thread && (items.back().num_heads + 1) * unit.num_rows <= kMaxItemQueries) {
+        ++items.back().num_heads;
+        continue;
       }
-      items.push_back(group);
-      items.back().head = head;
+      last_thread = thread;
+      items.push_back(unit);
+      items.back().head += head;
       items.back().num_heads = 1;
     }
-  }
+  });
 }
 
 }  // namespace realm
