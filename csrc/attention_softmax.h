@@ -40,12 +40,12 @@ REALM_INLINE Mask mask_of(const Query& query, int first_token) {
 // p[t] * dv[t] as 14-bit integers relative to the tile's largest, in two halves.
 REALM_INLINE void quantize_probabilities(Query& query, const f32x16* p, const Tile& tile) {
   f32x16 scaled[kTileGroups];
-#pragma GCC unroll 4
+  REALM_UNROLL
   for (int g = 0; g < kTileGroups; ++g) scaled[g] = p[g] * load(tile.value_scales[g]);
   const float top = reduce_max(max(max(scaled[0], scaled[1]), max(scaled[2], scaled[3])));
   const f32x16 inverse = set1(top > 0.0f ? 16383.0f / top : 0.0f);
   query.p8_scale = top * (1.0f / 16383.0f);
-#pragma GCC unroll 4
+  REALM_UNROLL
   for (int g = 0; g < kTileGroups; ++g) {
     const i32x16 q = to_i32(scaled[g] * inverse), high = shr<7>(q);
     store_i8(query.p8 + 16 * g, high);
@@ -60,11 +60,11 @@ void soften(Query* queries, const Tile& tile) {
   bool all = true;
   for (int i = 0; i < n; ++i) all = all && sees_all(queries[i], tile);
   float largest[n], change[16] = {};
-#pragma GCC unroll 6
+  REALM_UNROLL
   for (int i = 0; i < n; ++i) {
     float* scores = queries[i].scores;
     f32x16 s[kTileGroups];
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int g = 0; g < kTileGroups; ++g) s[g] = load(scores + 16 * g);
     if (!all) {
       for (int g = 0; g < kTileGroups; ++g) {
@@ -78,19 +78,19 @@ void soften(Query* queries, const Tile& tile) {
   }
   float rescale[16];
   store(rescale, exp2_nonpositive(load(change)));
-#pragma GCC unroll 6
+  REALM_UNROLL
   for (int i = 0; i < n; ++i) {
     Query& query = queries[i];
     const f32x16 shift = set1(largest[i]);
     f32x16 p[kTileGroups];
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int g = 0; g < kTileGroups; ++g) p[g] = exp2_nonpositive(load(query.scores + 16 * g) - shift);
     if (!all)
       for (int g = 0; g < kTileGroups; ++g) p[g] = mask_of(query, tile.first_token + 16 * g).apply(p[g], zero());
     if constexpr (quantized) {
       quantize_probabilities(query, p, tile);
     } else {
-#pragma GCC unroll 4
+      REALM_UNROLL
       for (int g = 0; g < kTileGroups; ++g) store(query.scores + 16 * g, p[g]);
     }
     query.largest = largest[i];

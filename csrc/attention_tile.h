@@ -58,31 +58,31 @@ REALM_INLINE f32x16 load_element<float>(const float* p) {
 template <class T, int n>
 REALM_INLINE void score_groups(const Query* queries, const Tile& tile, const Tile& next, int g0, int dim) {
   const T* keys[kGroups];
-#pragma GCC unroll 4
+  REALM_UNROLL
   for (int g = 0; g < kGroups; ++g) keys[g] = reinterpret_cast<const T*>(tile.keys[g0 + g]);
   f32x16 sum[n][kGroups];
-#pragma GCC unroll 6
+  REALM_UNROLL
   for (int i = 0; i < n; ++i)
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int g = 0; g < kGroups; ++g) sum[i][g] = zero();
   for (int d = 0; d < dim; ++d) {
     if (d % (64 / int(16 * sizeof(T))) == 0) {
-#pragma GCC unroll 4
+      REALM_UNROLL
       for (int g = 0; g < kGroups; ++g) prefetch(next.keys[g0 + g] + 16 * sizeof(T) * d);
     }
     f32x16 k[kGroups];
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int g = 0; g < kGroups; ++g) k[g] = load_element(keys[g] + 16 * d);
-#pragma GCC unroll 6
+    REALM_UNROLL
     for (int i = 0; i < n; ++i) {
       const f32x16 q = set1(queries[i].q[d]);
-#pragma GCC unroll 4
+      REALM_UNROLL
       for (int g = 0; g < kGroups; ++g) sum[i][g] = fma(q, k[g], sum[i][g]);
     }
   }
-#pragma GCC unroll 6
+  REALM_UNROLL
   for (int i = 0; i < n; ++i)
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int g = 0; g < kGroups; ++g) store(queries[i].scores + 16 * (g0 + g), sum[i][g]);
 }
 
@@ -90,28 +90,28 @@ REALM_INLINE void score_groups(const Query* queries, const Tile& tile, const Til
 template <int n>
 REALM_INLINE void score_groups_int8(const Query* queries, const Tile& tile, const Tile& next, int g0, int dim) {
   i32x16 sum[n][kGroups];
-#pragma GCC unroll 6
+  REALM_UNROLL
   for (int i = 0; i < n; ++i)
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int g = 0; g < kGroups; ++g) sum[i][g] = iset1(kBiasedDotStart ? -128 * queries[i].q8_sum : 0);
   for (int d = 0; d < dim; d += 4) {
     u8x64 k[kGroups];
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int g = 0; g < kGroups; ++g) {
       prefetch(next.keys[g0 + g] + 16 * d);
       k[g] = load_u8x64(tile.keys[g0 + g] + 16 * d);
     }
-#pragma GCC unroll 6
+    REALM_UNROLL
     for (int i = 0; i < n; ++i)
-#pragma GCC unroll 4
+      REALM_UNROLL
       for (int g = 0; g < kGroups; ++g) sum[i][g] = dot4_biased(sum[i][g], k[g], queries[i].q8 + d);
   }
-#pragma GCC unroll 4
+  REALM_UNROLL
   for (int g = 0; g < kGroups; ++g) {
     prefetch(next.key_scales[g0 + g]);
     prefetch(next.value_scales[g0 + g]);
     const f32x16 key_scale = load(tile.key_scales[g0 + g]);
-#pragma GCC unroll 6
+    REALM_UNROLL
     for (int i = 0; i < n; ++i)
       store(queries[i].scores + 16 * (g0 + g), to_f32(sum[i][g]) * (key_scale * set1(queries[i].q8_scale)));
   }
@@ -121,30 +121,30 @@ REALM_INLINE void score_groups_int8(const Query* queries, const Tile& tile, cons
 template <class T, int n, int m>
 REALM_INLINE void add_values(const Query* queries, const Tile& tile, const Tile& next, int d0, int dim) {
   f32x16 acc[n][m];
-#pragma GCC unroll 6
+  REALM_UNROLL
   for (int i = 0; i < n; ++i)
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int j = 0; j < m; ++j) acc[i][j] = load(queries[i].acc + d0 + 16 * j) * set1(queries[i].rescale);
   for (int g = 0; g < tile.num_groups; ++g) {
     const T* values = reinterpret_cast<const T*>(tile.values[g]) + d0;
     const T* ahead = reinterpret_cast<const T*>(next.values[g]) + d0;
     for (int t = 0; t < 16; ++t) {
-#pragma GCC unroll 4
+      REALM_UNROLL
       for (int j = 0; j < m; j += 64 / int(16 * sizeof(T))) prefetch(ahead + t * dim + 16 * j);
       f32x16 v[m];
-#pragma GCC unroll 4
+      REALM_UNROLL
       for (int j = 0; j < m; ++j) v[j] = load_element(values + t * dim + 16 * j);
-#pragma GCC unroll 6
+      REALM_UNROLL
       for (int i = 0; i < n; ++i) {
         const f32x16 p = set1(queries[i].scores[16 * g + t]);
-#pragma GCC unroll 4
+        REALM_UNROLL
         for (int j = 0; j < m; ++j) acc[i][j] = fma(p, v[j], acc[i][j]);
       }
     }
   }
-#pragma GCC unroll 6
+  REALM_UNROLL
   for (int i = 0; i < n; ++i)
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int j = 0; j < m; ++j) store(queries[i].acc + d0 + 16 * j, acc[i][j]);
 }
 
@@ -152,25 +152,25 @@ REALM_INLINE void add_values(const Query* queries, const Tile& tile, const Tile&
 template <int n, int m>
 REALM_INLINE void add_values_int8(const Query* queries, const Tile& tile, const Tile& next, int d0, int dim) {
   i32x16 high[n][m], low[n][m];
-#pragma GCC unroll 6
+  REALM_UNROLL
   for (int i = 0; i < n; ++i)
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int j = 0; j < m; ++j) high[i][j] = low[i][j] = izero();
   for (int g = 0; g < tile.num_groups; ++g) {
     const uint8_t* values = tile.values[g] + 4 * d0;
     const uint8_t* ahead = next.values[g] + 4 * d0;
     for (int t = 0; t < 16; t += 4) {
       u8x64 v[m];
-#pragma GCC unroll 4
+      REALM_UNROLL
       for (int j = 0; j < m; ++j) {
         prefetch(ahead + t * dim + 64 * j);
         v[j] = load_u8x64(values + t * dim + 64 * j);
       }
-#pragma GCC unroll 6
+      REALM_UNROLL
       for (int i = 0; i < n; ++i) {
         const int8_t* p = queries[i].p8 + 16 * g + t;
         const u8x64 high_p = broadcast4(p), low_p = broadcast4(p + kTileTokens);
-#pragma GCC unroll 4
+        REALM_UNROLL
         for (int j = 0; j < m; ++j) {
           high[i][j] = dot4_small(high[i][j], high_p, v[j]);
           low[i][j] = dot4_small(low[i][j], low_p, v[j]);
@@ -178,11 +178,11 @@ REALM_INLINE void add_values_int8(const Query* queries, const Tile& tile, const 
       }
     }
   }
-#pragma GCC unroll 6
+  REALM_UNROLL
   for (int i = 0; i < n; ++i) {
     const Query& query = queries[i];
     const f32x16 scale = set1(query.p8_scale), rescale = set1(query.rescale);
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int j = 0; j < m; ++j) {
       const f32x16 total = to_f32(shl<7>(high[i][j]) + low[i][j]);
       float* acc = query.acc + d0 + 16 * j;

@@ -26,7 +26,7 @@ RowRange range(const float* logits, int n) {
     smallest[k] = none;
   }
   for (int i = 0; i < n; i += 64) {
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int k = 0; k < 4; ++k) {
       const f32x16 x = i + 16 * k < n ? load_part(logits, i + 16 * k, n, logits[0]) : set1(logits[0]);
       nan = select(eq(x, x), nan, set1(1.0f));
@@ -43,7 +43,7 @@ int find(const float* logits, int n, float value) {
   const f32x16 wanted = set1(value);
   for (; i + 64 <= n; i += 64) {
     f32x16 hit = zero();
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int k = 0; k < 4; ++k) hit = select(eq(load(logits + i + 16 * k), wanted), set1(1.0f), hit);
     if (reduce_max(hit) > 0.0f) break;
   }
@@ -98,7 +98,7 @@ int collect(const float* logits, int n, float low, float high, int32_t* ids) {
   int found = 0;
   for (int i = 0; i < n; i += 64) {
     f32x16 hit = zero();
-#pragma GCC unroll 4
+    REALM_UNROLL
     for (int k = 0; k < 4; ++k) {
       if (i + 16 * k >= n) continue;
       const f32x16 x = load_part(logits, i + 16 * k, n, kNothing);

@@ -96,12 +96,20 @@ def test_more_threads_than_cpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kv_type", KVType)
-def test_every_kv_type(kv_type: KVType, tmp_path: Path) -> None:
+def test_every_kv_type_on_every_instruction_set(
+    kv_type: KVType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from realm import _cpu
+
     path = write_tiny_model(tmp_path / "tiny.gguf", tiny("gemma3", QuantType.Q4_1))
-    executor = load_model(path, replace(CONFIG, kv_type=kv_type)).executor
-    requests = prompts(executor.vocab_size)
-    mixed = together(executor, requests, np.random.default_rng(3))
-    assert all(np.array_equal(m, alone(executor, ids, 64)) for m, ids in zip(mixed, requests, strict=True))
+    expected: list[Float32Array] = []
+    for isa in _cpu.available_isas():
+        monkeypatch.setenv("REALM_CPU_ISA", isa)
+        executor = load_model(path, replace(CONFIG, kv_type=kv_type, num_threads=2)).executor
+        requests = prompts(executor.vocab_size)
+        expected = expected or [alone(executor, ids, 64) for ids in requests]
+        mixed = together(executor, requests, np.random.default_rng(3))
+        assert all(np.array_equal(m, single) for m, single in zip(mixed, expected, strict=True)), isa
 
 
 @pytest.mark.parametrize("architecture", SUPPORTED_ARCHITECTURES)

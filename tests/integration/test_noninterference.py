@@ -19,7 +19,7 @@ from realm.engine.engine import Engine
 from realm.models.loader import load_model
 from realm.testing.tiny import TinyModel, write_tiny_model
 
-pytest.importorskip("realm._cpu", reason="the native module is not built")
+ISAS = pytest.importorskip("realm._cpu", reason="the native module is not built").available_isas()
 
 MODELS = {
     "llama": TinyModel("llama", QuantType.Q4_1, {"token_embd": QuantType.Q8_0}),
@@ -182,6 +182,7 @@ def run_alone(llama_path: Path) -> Callable[[Request], Result]:
     max_batch_tokens=st.sampled_from([8, 21, 64, 256]),
     kv_blocks=st.integers(9, 40),
     kind=st.sampled_from(["none", "perfect", "random", "hopeless"]),
+    isa=st.sampled_from(ISAS),
 )
 def test_random_schedules(
     llama_path: Path,
@@ -192,6 +193,7 @@ def test_random_schedules(
     max_batch_tokens: int,
     kv_blocks: int,
     kind: str,
+    isa: str,
 ):
     rng = np.random.default_rng(seed)
     requests = [random_request(rng, f"r{i}") for i in range(rng.integers(1, 10))]
@@ -205,7 +207,9 @@ def test_random_schedules(
         kv_cache_tokens=16 * kv_blocks,
         num_threads=num_threads,
     )
-    driver = Driver(engine_of(llama_path, config, proposer))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("REALM_CPU_ISA", isa)
+        driver = Driver(engine_of(llama_path, config, proposer))
     cancelled = set()
     for request in requests:
         driver.add(request)
