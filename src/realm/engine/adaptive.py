@@ -19,7 +19,7 @@ _MAX_OUTLIER = 2.0
 # A size that was timed once, and found to be dear, is tried again soon: something may have interrupted that step.
 _FIRST_PATIENCE_STEPS, _MAX_PATIENCE_STEPS = 16, 512
 _MIN_CHANGE = 0.01
-_MIN_GAIN = 1.01
+_MIN_GAIN = 1.03  # estimates are noisy, and guessing has a cost of its own
 _MIN_CHANCE = 0.02
 
 

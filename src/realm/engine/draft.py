@@ -28,10 +28,13 @@ _PRIOR_MEAN = 0.65
 _MAX_TENANTS = 1024
 _CATCH_UP_PER_TOKEN = 32  # a prompt is worth computing for at least one output token in this many
 _TRIED_LENGTHS = (1, 2, 3, 4, 6, 8, 12)
-_MIN_GAIN = 1.02
+_MIN_GAIN = 1.05
 _LOOKUP_ADVANTAGE = 0.8  # guesses that cost nothing to make may be right less often
 _WINDOW_ROWS = 4  # over which the cost of a row is averaged: kernels work in tiles
 _MIN_CATCH_UP_TOKENS = 64
+_MAX_USUAL_FEED_TOKENS = 4  # for each request; a first step that feeds more catches up
+_EXPECTED_STEPS = 64  # over which it should pay to have caught up
+_PROBE_TOKENS = 2  # tells what both the first step and a later one cost
 
 
 class _Rates:
@@ -106,6 +109,7 @@ class DraftModelProposer:
         self._max_batch_tokens = max_batch_tokens
         self._clock = clock
         self._first_cost = StepCost()  # of a round's first step and all that is around it: nothing is in the caches
+        self._catch_up_cost = StepCost()  # the same of steps that feed many known tokens: their rows cost less each
         self._cost = StepCost()  # of each step after it
         self._states: dict[str, _State] = {}
         self._tenants: OrderedDict[str, _Rates] = OrderedDict()
@@ -123,7 +127,9 @@ class DraftModelProposer:
         if drafting:
             done = self._draft(drafting, speed, drafts)
             later = float(done.step_seconds[1 : done.num_steps].sum())
-            self._first_cost.observe(int(done.step_rows[0]), self._clock() - began - later)
+            num_fed = int(done.step_rows[0])
+            is_usual = num_fed <= _MAX_USUAL_FEED_TOKENS * len(drafting)
+            (self._first_cost if is_usual else self._catch_up_cost).observe(num_fed, self._clock() - began - later)
             if done.num_steps > 1:
                 self._cost.observe(int(done.step_rows[1]), float(done.step_seconds[1]))
         return drafts
@@ -145,7 +151,7 @@ class DraftModelProposer:
     def _choose(self, requests: list[tuple[Sequence, int]]) -> tuple[list[_Drafting], float]:
         """Those for whom drafting pays, and the tokens per second that it gives; 0 if it is only to see how it goes.
 
-        Where it doesn't pay, one request guesses a token now and then, which is not verified.
+        Where it doesn't pay, one request drafts a few tokens now and then.
         """
         able: list[_Drafting] = []
         for index, (seq, limit) in enumerate(requests):
@@ -160,22 +166,34 @@ class DraftModelProposer:
             best = max(rates)
             promising = [d for d, rate in zip(able, rates, strict=True) if rate >= 0.9 * best]
             for some, rate in ((able, sum(rates) / len(rates)), (promising, best)):
-                speed = self._best_speed(some, rate)
+                speed = self._best_speed(some, rate, self._catch_up_seconds(some) / _EXPECTED_STEPS)
                 if speed > self._length.speed() * _MIN_GAIN:
                     self._length.rival = _LOOKUP_ADVANTAGE * rate
                     return some, speed
             one = min(able, key=lambda d: self.kv.lag(d.seq))
-            if not self._probing.due(self._length.step_seconds, self._first_seconds(self.kv.lag(one.seq))):
+            if not self._probing.due(self._length.step_seconds, self._probe_seconds(one)):
                 return [], 0.0
         else:
             one = able[0]
-        one.limit = 0
+        one.limit = min(one.limit, _PROBE_TOKENS)
         return [one], 0.0
 
-    def _best_speed(self, drafting: list[_Drafting], rate: float) -> float:
+    def _probe_seconds(self, d: _Drafting) -> float:
+        num_drafts = min(d.limit, _PROBE_TOKENS)
+        later = (num_drafts - 1) * self._later_seconds(1) + num_drafts * self._length.row_seconds(num_drafts)
+        return self._catch_up_seconds([d]) + self._first_seconds(1) + later
+
+    def _catch_up_seconds(self, drafting: list[_Drafting]) -> float:
+        """What it takes to feed those who are far behind, once."""
+        num_tokens = sum(lag for d in drafting if (lag := self.kv.lag(d.seq)) > _MAX_USUAL_FEED_TOKENS)
+        if not num_tokens or not self._catch_up_cost.measured:
+            return 0.0
+        return self._catch_up_cost.seconds(num_tokens)
+
+    def _best_speed(self, drafting: list[_Drafting], rate: float, extra_seconds: float) -> float:
         """Tokens per second of the step with drafts of the best length, if each token is right at this `rate`."""
         size = len(drafting)
-        first, later = self._first_seconds(2 * size), self._later_seconds(size)
+        first, later = self._first_seconds(2 * size) + extra_seconds, self._later_seconds(size)
         limit = max(d.limit for d in drafting)
         best, right, power, tried = 0.0, 0.0, 1.0, 0
         for length in _TRIED_LENGTHS:

@@ -94,9 +94,9 @@ def test_the_choice_is_the_fastest_there_is(
         gained = sum(acceptance**i for i in range(1, num_drafts + 1))
         return (batch + gained) / length.cost.seconds(batch + num_drafts)
 
-    # Gains below 1%, and tokens that are right less than once in 50 times, aren't worth having.
+    # Gains below 3%, and tokens that are right less than once in 50 times, aren't worth having.
     likely = [n for n in range(min(max_tokens, 16) + 1) if n == 0 or acceptance**n >= 0.02]
-    assert speed(chosen) * 1.0100001 >= max(map(speed, likely))
+    assert speed(chosen) * 1.0300001 >= max(map(speed, likely))
 
 
 def test_costs_are_interpolated_and_never_fall() -> None:
