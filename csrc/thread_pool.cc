@@ -19,14 +19,14 @@ inline void pause_cpu() {
 #endif
 }
 
-// Over the slowest op's imbalance on an idle machine, and no more: when the scheduler has put two of our threads on one
-// CPU, a barrier can cost this much.
-constexpr std::chrono::microseconds kSpinInStep{50};
+// Over the slowest op's imbalance on a machine that is not quite idle: sleeping and waking costs a step more than spinning.
+// When the scheduler has put two of our threads on one CPU, a barrier can cost this much.
+constexpr std::chrono::microseconds kSpinInStep{300};
 // The next step usually follows within this time.
 constexpr std::chrono::microseconds kSpinBetweenSteps{300};
 // Where spinning did not help, the next waits sleep almost at once: who we wait for has probably no CPU.
 constexpr std::chrono::microseconds kBriefSpin{2};
-constexpr int kBriefSpins = 15;
+constexpr int kBriefSpins = 2;
 constexpr int kPausesPerLook = 32;
 
 void pin_to(int index) {
