@@ -1,11 +1,11 @@
-"""How much speculation gains, beside Realm's own engine without it: same prompts, same tokens, rounds interleaved.
+"""How much speculation gains, beside Realm's own engine without it: same prompts in the same order, same tokens.
 
 python benchmarks/speculation/speculation.py MODEL.gguf [--parts copy,chat,hopeless] [--batch-sizes 1,8,32] [--out F]
 
-Every configuration is an engine over the same weights in the same process. A round runs each of them on the same
-prompts, one after the other; the figures are medians over rounds. Time counts from the moment every request has its
-first token. Outputs end where the model ends them, or at --max-tokens; that they are the same tokens in every
-configuration is checked, too.
+Every configuration is an engine over the same weights in the same process that keeps B requests in flight: one that
+ends is replaced at once by the next prompt (`closed_loop`), and the prefix cache has the prompts, so that generating is
+what is timed. A round is the same number of tokens for each configuration, in slices of them in turn, first the one
+and then the other way round; the figures are medians over rounds. That the tokens are the same is checked, too.
 """
 
 from __future__ import annotations
@@ -15,45 +15,33 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from closed_loop import KVPart, Loop, Work
 from prompts import CHAT, COPY
 
 import realm
 from realm.cli.machine import stamp
 from realm.core.config import EngineConfig, SpeculativeConfig
-from realm.core.types import Request, SamplingParams
+from realm.core.types import Float32Array, SamplingParams
 from realm.distill.make import make_draft
 from realm.engine.engine import Engine
+from realm.engine.sampling import sampling_of
 from realm.gguf.reader import GGUFFile
-from realm.models.draft import DraftModel
-from realm.models.loader import LoadedModel, load_draft, load_model
+from realm.models.loader import load_draft, load_model
 from realm.tokenizer.chat import load_chat_template
-from realm.tokenizer.tokenizer import Tokenizer
 
 LOOKUP, NO_LOOKUP = SpeculativeConfig(), SpeculativeConfig(lookup=False)
 PARTS = ("copy", "chat", "sampled", "hopeless")
-
-
-@dataclass
-class Run:
-    """One pass over the prompts."""
-
-    seconds: float
-    num_tokens: int
-    num_steps: int
-    drafted: int
-    accepted: int
-    outputs: list[tuple[int, ...]] = field(repr=False)
+PROMPT_TOKENS = 256  # at most, for the room they take in the KV cache
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """One part at one batch size."""
 
     part: str
     batch_size: int
@@ -63,95 +51,98 @@ class Case:
 
 
 class Bench:
-    """Engines over one model in memory."""
+    """One model in memory, and the engines over it."""
 
-    def __init__(self, path: Path, num_threads: int, max_batch_size: int) -> None:
+    def __init__(
+        self, path: Path, drafts: dict[str, Path], num_threads: int, max_batch_size: int, max_tokens: int
+    ) -> None:
+        num_prompts = max(len(COPY), len(CHAT))
+        self._part_tokens = max_batch_size * (PROMPT_TOKENS + max_tokens) + num_prompts * PROMPT_TOKENS
         self._config = EngineConfig(
-            max_batch_size=max_batch_size,
-            kv_cache_tokens=max_batch_size * 1024,
-            num_threads=num_threads,
-            prefix_cache=False,  # each run computes its prompts
+            max_batch_size=max_batch_size, kv_cache_tokens=5 * self._part_tokens, num_threads=num_threads
         )
         self._path = path
-        self._model: LoadedModel = load_model(path, self._config)
-        self.tokenizer: Tokenizer = self._model.tokenizer
-        self._template = load_chat_template(self._model.metadata, self.tokenizer)
-        self._engines: dict[str, Engine] = {}
-        self.add("off", None, None)
+        self._drafts = drafts
+        self._model = load_model(path, self._config)
+        self._tokenizer = self._model.tokenizer
+        self._template = load_chat_template(self._model.metadata, self._tokenizer)
 
-    def add(self, name: str, speculative: SpeculativeConfig | None, draft: Path | None) -> None:
-        """One more configuration."""
+    def engine(self, name: str, place: int) -> Engine:
+        """A new engine for a configuration, in one of five places of the KV cache."""
+        speculative = {"off": None, "again": None, "lookup": LOOKUP, "both": LOOKUP}.get(name, NO_LOOKUP)
         config = replace(self._config, speculative=speculative)
-        model: DraftModel | None = None
-        if draft is not None:
-            model = load_draft(draft, self._path, self._model, self._config)
-        self._engines[name] = Engine(self._model.executor, config, self.tokenizer.end_ids, draft=model)
+        path = self._drafts.get(name)
+        draft = None if path is None else load_draft(path, self._path, self._model, self._config)
+        executor, num_blocks = self._model.executor, self._part_tokens // self._config.kv_block_tokens
+        return Engine(
+            KVPart(executor, place * num_blocks, num_blocks),
+            config,
+            self._tokenizer.end_ids,
+            draft=draft,
+            sampling=sampling_of(executor),
+        )
 
     def encode(self, text: str) -> tuple[int, ...]:
         """A chat of one question."""
         rendered = self._template.render([{"role": "user", "content": text}])
-        return tuple(self.tokenizer.encode(rendered, add_special=False))
-
-    def run(self, name: str, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> Run:
-        """All prompts together through one engine."""
-        engine = self._engines[name]
-        outputs: dict[str, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            request_id = f"{index}"
-            outputs[request_id] = []
-            engine.add(Request(request_id, prompt, replace(params, seed=index)))
-        before = engine.stats()
-        began, num_before = 0.0, 0
-        while engine.has_work:
-            for output in engine.step():
-                outputs[output.request_id] += output.token_ids
-            if not began and all(outputs.values()):
-                began, num_before = time.perf_counter(), sum(map(len, outputs.values()))
-                before = engine.stats()
-        seconds = time.perf_counter() - began
-        after = engine.stats()
-        return Run(
-            seconds,
-            sum(map(len, outputs.values())) - num_before,
-            after.num_steps - before.num_steps,
-            after.num_drafted_tokens - before.num_drafted_tokens,
-            after.num_accepted_tokens - before.num_accepted_tokens,
-            [tuple(tokens) for tokens in outputs.values()],
-        )
+        tokens = tuple(self._tokenizer.encode(rendered, add_special=False))
+        assert len(tokens) <= PROMPT_TOKENS
+        return tokens
 
 
-def measure(bench: Bench, case: Case, num_rounds: int) -> dict[str, dict[str, float]]:
-    """Medians over rounds, by configuration. At batch size 1 a round is all prompts, one after another."""
-    groups = [[p] for p in case.prompts] if case.batch_size == 1 else [case.prompts]
-    rates: dict[str, list[float]] = {name: [] for name in case.configurations}
-    totals: dict[str, list[int]] = {name: [0, 0, 0, 0] for name in case.configurations}
+def measure(bench: Bench, case: Case, num_rounds: int, num_slices: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Medians over rounds, by configuration. Rounds without drafts take about `seconds` in all."""
+    loops = {
+        name: Loop(bench.engine(name, place), case.prompts, case.params, case.batch_size)
+        for place, name in enumerate(case.configurations)
+    }
+    # In the first round prompts get into the prefix cache, and engines learn what steps cost.
+    first = case.params.max_tokens * max(len(case.prompts), case.batch_size)
+    off = loops["off"].run(first // 2)
+    off = loops["off"].run(first)
+    for loop in loops.values():
+        loop.run(first)
+    slice_tokens = max(1, round(off.tokens_per_second * seconds / num_rounds / num_slices))
+    names = list(case.configurations)
+    totals = {name: Work() for name in names}
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    target = first
     for turn in range(num_rounds):
-        seconds, tokens = dict.fromkeys(case.configurations, 0.0), dict.fromkeys(case.configurations, 0)
-        for group in groups:
-            expected = None
-            for name in case.configurations:
-                run = bench.run(name, group, case.params)
-                expected = expected or run.outputs
-                if run.outputs != expected:
-                    sys.exit(f"{name} changed the output")
-                seconds[name] += run.seconds
-                tokens[name] += run.num_tokens
-                for i, count in enumerate((run.num_tokens, run.num_steps, run.drafted, run.accepted)):
-                    totals[name][i] += count
-        for name in case.configurations:
-            if turn or num_rounds == 1:  # in the first round engines learn what steps cost
-                rates[name].append(tokens[name] / seconds[name])
-    results = {}
-    for name in case.configurations:
-        num_tokens, num_steps, drafted, accepted = totals[name]
-        results[name] = {
-            "tokens_per_second": round(statistics.median(rates[name]), 1),
-            "speedup": round(statistics.median(r / o for r, o in zip(rates[name], rates["off"], strict=True)), 3),
-            "tokens_per_step": round(num_tokens / num_steps, 2),
-            "drafted_per_token": round(drafted / num_tokens, 2),
-            "acceptance": round(accepted / drafted, 3) if drafted else 0.0,
-        }
-    return results
+        works = {name: Work() for name in names}
+        for part in range(num_slices):
+            target += slice_tokens
+            for name in names if (turn * num_slices + part) % 2 else names[::-1]:
+                works[name].add(loops[name].run(target))
+        for name in names:
+            rates[name].append(works[name].tokens_per_second)
+            totals[name].add(works[name])
+    _check_same(loops)
+    for loop in loops.values():
+        loop.stop()
+    return {name: _row(totals[name], rates[name], rates["off"]) for name in names}
+
+
+def _row(total: Work, rates: list[float], rates_off: list[float]) -> dict[str, float]:
+    ratios = sorted(rate / off for rate, off in zip(rates, rates_off, strict=True))
+    return {
+        "tokens_per_second": round(statistics.median(rates), 1),
+        "speedup": round(statistics.median(ratios), 3),
+        "speedup_low": round(ratios[len(ratios) // 4], 3),
+        "speedup_high": round(ratios[-1 - len(ratios) // 4], 3),
+        "tokens_per_step": round(total.num_tokens / total.num_steps, 2),
+        "rows_per_step": round(total.num_rows / total.num_steps, 2),
+        "acceptance": round(total.accepted / total.drafted, 3) if total.drafted else 0.0,
+        "step_ms": round(1e3 * total.seconds / total.num_steps, 3),
+        "outside_ms": round(1e3 * total.python_seconds / total.num_steps, 3),
+    }
+
+
+def _check_same(loops: dict[str, Loop]) -> None:
+    expected = loops["off"].outputs
+    for name, loop in loops.items():
+        both = expected.keys() & loop.outputs.keys()
+        if any(expected[number] != loop.outputs[number] for number in both):
+            sys.exit(f"{name} changed the output")
 
 
 def shipped_draft() -> Path:
@@ -166,65 +157,71 @@ def hopeless_draft(path: Path, directory: Path) -> Path:
         shapes = {name: info.shape for name, info in target.tensors.items()}
         num_layers = target.metadata.get_int(f"{target.metadata.get_str('general.architecture')}.block_count")
         layers = sorted({i * (num_layers - 1) // 3 for i in range(4)})
-        return make_draft(
-            target,
-            directory / "hopeless.gguf",
-            layers,
-            range(1000, 9192),
-            trained=lambda name: rng.normal(0.0, 0.05, shapes[name]).astype(np.float32),
-        )
+        token_ids = range(1000, 9192)
+        shapes["output.weight"] = (len(token_ids), shapes["token_embd.weight"][1])
+
+        def noise(name: str) -> Float32Array:
+            return rng.normal(0.0, 0.05, shapes[name]).astype(np.float32)
+
+        return make_draft(target, directory / "hopeless.gguf", layers, token_ids, trained=noise)
 
 
-def cases(bench: Bench, parts: Sequence[str], batch_sizes: Sequence[int], max_tokens: int) -> list[Case]:
+def cases(bench: Bench, parts: Sequence[str], batch_sizes: Sequence[int], params: SamplingParams) -> list[Case]:
+    """All parts at all batch sizes."""
     copy, chat = [bench.encode(text) for text in COPY], [bench.encode(text) for text in CHAT]
-    greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0)
-    sampled = replace(greedy, temperature=0.7, top_p=0.95)
     what = {
-        "copy": (copy, greedy, ("off", "lookup", "both")),
-        "chat": (chat, greedy, ("off", "draft", "both")),
-        "sampled": (chat, sampled, ("off", "draft", "both")),
-        "hopeless": (chat, greedy, ("off", "hopeless")),
+        "copy": (copy, params, ("off", "lookup", "both")),
+        "chat": (chat, params, ("off", "lookup", "draft", "both")),
+        "sampled": (chat, replace(params, temperature=0.7, top_p=0.95), ("off", "draft", "both")),
+        "hopeless": (chat, params, ("off", "hopeless")),
+        "noise": (chat, params, ("off", "again")),
     }
-    made = []
-    for part in parts:
-        prompts, params, configurations = what[part]
-        for size in batch_sizes:
-            some = prompts[:8] if size == 1 else [prompts[i % len(prompts)] for i in range(size)]
-            made.append(Case(part, size, some, params, configurations))
-    return made
+    return [Case(part, size, what[part][0], *what[part][1:]) for part in parts for size in batch_sizes]
+
+
+_HEADING = (
+    f"{'':10}{'B':>3}  {'':10}{'tok/s':>8}{'speed-up':>10}  {'quartiles':<13}{'tok/step':>9}{'rows':>7}{'accepted':>10}"
+    f"{'step ms':>9}{'outside':>9}"
+)
+
+
+def _line(case: Case, name: str, r: dict[str, float]) -> str:
+    return (
+        f"{case.part:10}{case.batch_size:>3}  {name:10}{r['tokens_per_second']:>8.0f}{r['speedup']:>10.3f}"
+        f"  {r['speedup_low']:.3f}-{r['speedup_high']:<7.3f}{r['tokens_per_step']:>9.2f}{r['rows_per_step']:>7.1f}"
+        f"{r['acceptance']:>10.1%}{r['step_ms']:>9.2f}{r['outside_ms']:>9.3f}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--draft", type=Path, help="the draft file; by default the one that is shipped")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}, noise")
     parser.add_argument("--batch-sizes", default="1,8,32")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--slices", type=int, default=6, help="turns of each configuration in a round")
+    parser.add_argument("--seconds", type=float, default=10.0, help="that all rounds without drafts take, for one line")
+    parser.add_argument("--max-tokens", type=int, default=192)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="append the result row to this .jsonl file")
     args = parser.parse_args()
     sizes = [int(size) for size in args.batch_sizes.split(",")]
-    parts = args.parts.split(",")
     draft = args.draft or shipped_draft()
-    bench = Bench(args.model, args.threads, max(sizes))
-    with tempfile.TemporaryDirectory() as directory:
-        bench.add("lookup", LOOKUP, None)
-        bench.add("draft", NO_LOOKUP, draft)
-        bench.add("both", LOOKUP, draft)
-        bench.add("hopeless", NO_LOOKUP, hopeless_draft(args.model, Path(directory)))
     row = {**stamp(), "benchmark": "speculation", "model": args.model.name, "num_threads": args.threads}
-    row |= {"draft": draft.name, "rounds": args.rounds, "max_tokens": args.max_tokens, "results": []}
-    print(f"{'':10}{'B':>3}  {'':10}{'tok/s':>8}{'speed-up':>10}{'tok/step':>10}{'drafted':>9}{'accepted':>10}")
-    for case in cases(bench, parts, sizes, args.max_tokens):
-        for name, r in measure(bench, case, args.rounds).items():
-            row["results"].append({"part": case.part, "batch_size": case.batch_size, "configuration": name, **r})
-            print(
-                f"{case.part:10}{case.batch_size:>3}  {name:10}{r['tokens_per_second']:>8.0f}{r['speedup']:>10.2f}"
-                f"{r['tokens_per_step']:>10.2f}{r['drafted_per_token']:>9.2f}{r['acceptance']:>10.1%}",
-                flush=True,
-            )
+    row |= {"draft": draft.name, "rounds": args.rounds, "slices": args.slices, "seconds": args.seconds}
+    row |= {"max_tokens": args.max_tokens, "results": []}
+    with tempfile.TemporaryDirectory() as directory:
+        drafts = {"draft": draft, "both": draft}
+        if "hopeless" in args.parts:
+            drafts["hopeless"] = hopeless_draft(args.model, Path(directory))
+        bench = Bench(args.model, drafts, args.threads, max(sizes), args.max_tokens)
+        params = SamplingParams(max_tokens=args.max_tokens, temperature=0.0)
+        print(_HEADING)
+        for case in cases(bench, args.parts.split(","), sizes, params):
+            for name, r in measure(bench, case, args.rounds, args.slices, args.seconds).items():
+                row["results"].append({"part": case.part, "batch_size": case.batch_size, "configuration": name, **r})
+                print(_line(case, name, r), flush=True)
     if args.out is not None:
         with args.out.open("a") as rows:
             rows.write(json.dumps(row) + "\n")
