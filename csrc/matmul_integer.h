@@ -44,25 +44,50 @@ REALM_INLINE i32x16 dot(i32x16 acc, u8x64 w, u8x64 x) {
 }
 
 // The rows of a block from one of them on. A kernel for R rows uses the first R.
+// Two pointers that already point at the row, for its bytes and for its words: from (block, row) the compiler would make, and
+// keep in memory, an address for each value that a kernel loads.
 struct PanelRows {
-  const ActivationBlock* block;
+  const uint8_t* bytes;
+  const uint8_t* words;
   int row;
 
-  REALM_INLINE PanelRows(const ActivationBlock* block, int row) : block(block), row(row) {}
-  REALM_INLINE void next() { block++; }
-  REALM_INLINE const int8_t* group(int g, int r) const { return block->q[g / 4][row + r][g % 4]; }
-  REALM_INLINE f32x16 d(int r, int half) const { return set1(block->d[half][row + r]); }
-  REALM_INLINE i32x16 neg_sum(int r, int half) const { return iset1(block->neg_sum[half][row + r]); }
-  REALM_INLINE f32x16 x_sum(int r) const { return set1(block->x_sum[row + r]); }
+  REALM_INLINE PanelRows(const ActivationBlock* block, int row)
+      : bytes(reinterpret_cast<const uint8_t*>(block) + row * sizeof block->q[0][0]),
+        words(reinterpret_cast<const uint8_t*>(block) + row * sizeof(float)),
+        row(row) {}
+  REALM_INLINE void move(ptrdiff_t num_bytes) { bytes += num_bytes, words += num_bytes; }
+  REALM_INLINE void next() { move(sizeof(ActivationBlock)); }
+  REALM_INLINE const int8_t* group(int g, int r) const {
+    return reinterpret_cast<const int8_t*>(bytes) + offsetof(ActivationBlock, q) + g / 4 * sizeof(ActivationBlock::q[0]) +
+           r * sizeof(ActivationBlock::q[0][0]) + g % 4 * sizeof(ActivationBlock::q[0][0][0]);
+  }
+  template <class T>
+  REALM_INLINE T word(size_t offset, int r) const {
+    T value;
+    memcpy(&value, words + offset + r * sizeof(T), sizeof(T));
+    return value;
+  }
+  REALM_INLINE f32x16 d(int r, int half) const {
+    return set1(word<float>(offsetof(ActivationBlock, d) + half * sizeof(ActivationBlock::d[0]), r));
+  }
+  REALM_INLINE i32x16 neg_sum(int r, int half) const {
+    return iset1(word<int32_t>(offsetof(ActivationBlock, neg_sum) + half * sizeof(ActivationBlock::neg_sum[0]), r));
+  }
+  REALM_INLINE f32x16 x_sum(int r) const { return set1(word<float>(offsetof(ActivationBlock, x_sum), r)); }
 
+  REALM_INLINE const ActivationBlock* block() const {
+    return reinterpret_cast<const ActivationBlock*>(words - row * sizeof(float));
+  }
   template <int R>
   REALM_INLINE bool any_has_residual() const {
     uint64_t rows;
-    memcpy(&rows, block->has_residual, sizeof rows);
+    memcpy(&rows, block()->has_residual, sizeof rows);
     return (rows >> 8 * row & (~uint64_t{0} >> (64 - 8 * R))) != 0;
   }
   REALM_INLINE PanelRows residual() const {
-    return {reinterpret_cast<const ActivationBlock*>(reinterpret_cast<const uint8_t*>(block) + block->residual_offset), row};
+    PanelRows other = *this;
+    other.move(block()->residual_offset);
+    return other;
   }
 };
 
@@ -75,6 +100,16 @@ struct TileGroups {
 
   REALM_INLINE const uint8_t* operator[](int c) const { return first + c * stride; }
 };
+
+// Compilers would rather begin the next half of a block early and keep more values than there are registers.
+template <class T, int C, int R>
+REALM_INLINE void done_by_now(T (&values)[C][R]) {
+  REALM_UNROLL
+  for (int c = 0; c < C; c++) {
+    REALM_UNROLL
+    for (int r = 0; r < R; r++) settle(values[c][r]);
+  }
+}
 
 template <QuantType type, int g, int C, int R>
 REALM_INLINE void dot_group(i32x16 (&sum)[C][R], TileGroups<C> blocks, PanelRows x) {
@@ -129,6 +164,7 @@ REALM_INLINE void start_sums(i32x16 (&sum)[C][R], PanelRows x) {
     REALM_UNROLL
     for (int c = 0; c < C; c++) sum[c][r] = start;
   }
+  done_by_now(sum);
 }
 
 // Integer dots of half a block.
@@ -153,6 +189,7 @@ REALM_INLINE void block_by_32(f32x16 (&acc)[C][R], TileGroups<C> blocks, const G
     REALM_UNROLL
     for (int c = 0; c < C; c++) p[c][r] = to_f32(sum[c][r]) * d;
   }
+  done_by_now(p);
   half_dots<type, 1>(sum, blocks, x);
   f32x16 d[C], m[C];
   REALM_UNROLL
@@ -200,6 +237,19 @@ REALM_INLINE void times_block(f32x16 (&acc)[C][R], TileGroups<C> blocks, const G
   }
 }
 
+// Two tiles at a time are for at least so many passes of some rows over them.
+constexpr int kFewestPairedPasses = 4;
+
+// Cache lines of a block of weights, and how many of them a pass over C tiles fetches ahead of use.
+template <QuantType type>
+constexpr int lines_per_block() {
+  return (integer_layout<type>().group_bytes() / integer_layout<type>().group_blocks() + 63) / 64;
+}
+template <QuantType type, int C>
+constexpr int lines_ahead() {
+  return C == 1 ? lines_per_block<type>() : (lines_per_block<type>() + kFewestPairedPasses - 1) / kFewestPairedPasses;
+}
+
 // C weight tiles, `tile_stride` bytes apart, times R rows.
 template <QuantType type, int C, int R>
 __attribute__((noinline)) void integer_tiles(const uint8_t* w, size_t tile_stride, PanelRows x, int num_groups, float* out,
@@ -218,14 +268,12 @@ __attribute__((noinline)) void integer_tiles(const uint8_t* w, size_t tile_strid
     for (int c = 0; c < C; c++) scales[c] = GroupScales<type>(w + c * tile_stride);
     blocks.first = w;
     for (int b = 0; b < layout.group_blocks(); b++, x.next(), blocks.first += layout.block_bytes()) {
-      constexpr int stream_bytes = layout.group_bytes() / layout.group_blocks();
       REALM_UNROLL
       for (int c = 0; c < C; c++) {
-        REALM_UNROLL
-        for (int i = 0; i < stream_bytes; i += 64) prefetch(blocks[c] + prefetch_bytes + i);
+        for (int line = 0; line < lines_ahead<type, C>(); line++) prefetch(blocks[c] + prefetch_bytes + 64 * line);
       }
       times_block<type>(acc, blocks, scales, b, x);
-      if (x.template any_has_residual<R>()) times_block<type>(acc, blocks, scales, b, x.residual());
+      if (x.template any_has_residual<R>()) times_block<type>(acc, {anew(blocks.first), tile_stride}, scales, b, x.residual());
     }
   }
   REALM_UNROLL

@@ -10,22 +10,18 @@ namespace {
 // Activations that stay in the second-level cache while the weight tiles pass by.
 constexpr size_t kActivationCacheBytes = 512 << 10;
 
-// With one tile at a time a kernel loads more than two broadcasts of activations in the time of two dots where each half
-// block has a start value or a scale of its weights, so loads limit it: two tiles share them. Fewer rows take one tile
-// all the same, since two streams of weights from memory are slower than one.
-constexpr int kFewestPairedRows = 16;
-template <QuantType type>
-constexpr bool limited_by_loads() {
-  return !is_float(type) && (integer_layout<type>().offset_shift >= 0 || integer_layout<type>().scale_per_16());
-}
+// With one tile at a time a kernel loads about as often as it multiplies, and both units do two a cycle: two tiles share the
+// broadcasts of activations. Fewer rows take one tile all the same, since two streams of weights from memory are slower than one.
+constexpr int kFewestPairedRows = kPairedRows * kFewestPairedPasses;
 
 constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
 // `count` (1..R) rows starting at `row`, times C tiles: the kernel for exactly that many.
 template <QuantType type, int C, int R>
-REALM_INLINE void rows_times_tiles(const MatmulArgs& args, const uint8_t* w, int row, int count, float* out, int num_lanes) {
+REALM_INLINE void rows_times_tiles(const MatmulArgs& args, const uint8_t* w, int row, int count, float* out, int num_lanes,
+                                   ptrdiff_t prefetch_bytes) {
   if constexpr (R > 1) {
-    if (count < R) return rows_times_tiles<type, C, R - 1>(args, w, row, count, out, num_lanes);
+    if (count < R) return rows_times_tiles<type, C, R - 1>(args, w, row, count, out, num_lanes, prefetch_bytes);
   }
   if constexpr (is_float(type)) {
     float_tile<type, R>(w, args.x + row * args.x_stride, args.x_stride, args.num_inputs, out, args.out_stride, num_lanes,
@@ -35,7 +31,19 @@ REALM_INLINE void rows_times_tiles(const MatmulArgs& args, const uint8_t* w, int
     const PanelRows x(panel, row % kPanelRows);
     const int num_groups = args.num_inputs / (kBlockInputs * integer_layout<type>().group_blocks());
     integer_tiles<type, C, R>(w, tile_bytes<type>(args.num_inputs), x, num_groups, out, args.out_stride, num_lanes,
-                              args.accumulate, args.prefetch_bytes);
+                              args.accumulate, prefetch_bytes);
+  }
+}
+
+// Two tiles at a time: weights come from memory once, however many passes the rows make over them, so the first passes share the
+// fetching of the next tiles evenly. Left to one pass, it would wait for memory, and memory for the others.
+template <QuantType type, int C>
+REALM_INLINE ptrdiff_t prefetch_distance(const MatmulArgs& args, int pass) {
+  if constexpr (is_float(type) || C == 1) {
+    return args.prefetch_bytes;
+  } else {
+    constexpr int passes = (lines_per_block<type>() + lines_ahead<type, C>() - 1) / lines_ahead<type, C>();
+    return static_cast<ptrdiff_t>(C * tile_bytes<type>(args.num_inputs)) + pass % passes * lines_ahead<type, C>() * 64;
   }
 }
 
@@ -44,9 +52,10 @@ template <QuantType type, int C, int R>
 REALM_INLINE void all_rows_times_tiles(const MatmulArgs& args, int tile, int row_begin, int row_end) {
   const int output = tile * kTileRows, num_lanes = C > 1 ? kTileRows : smaller(kTileRows, args.num_outputs - output);
   const uint8_t* w = args.weights + tile * tile_bytes<type>(args.num_inputs);
-  for (int row = row_begin, count; row < row_end; row += count) {
+  for (int row = row_begin, pass = 0, count; row < row_end; row += count, pass++) {
     count = smaller(R - row % R, row_end - row);  // never beyond the panel
-    rows_times_tiles<type, C, R>(args, w, row, count, args.out + row * args.out_stride + output, num_lanes);
+    rows_times_tiles<type, C, R>(args, w, row, count, args.out + row * args.out_stride + output, num_lanes,
+                                 prefetch_distance<type, C>(args, pass));
   }
 }
 
@@ -58,7 +67,7 @@ void matmul(const MatmulArgs& args, int tile_begin, int tile_end) {
   for (int chunk_begin = args.first_row; chunk_begin < args.num_rows; chunk_begin += chunk) {
     const int chunk_end = smaller(args.num_rows, chunk_begin + chunk);
     int tile = tile_begin;
-    if constexpr (kPairedRows > 0 && limited_by_loads<type>()) {
+    if constexpr (kPairedRows > 0 && !is_float(type)) {
       const int whole_end = smaller(tile_end, args.num_outputs / kTileRows);
       if (chunk_end - chunk_begin >= kFewestPairedRows)
         for (; tile + 2 <= whole_end; tile += 2) all_rows_times_tiles<type, 2, kPairedRows>(args, tile, chunk_begin, chunk_end);

@@ -22,7 +22,8 @@
 //             broadcast4 broadcast16: x from 4 (16) signed bytes; a pointer in place of x means broadcast4
 // Quads:      sum_of_four_lanes: to all four; load_f16_to_four_lanes: four f16, each to four lanes
 // Partial:    store_first(p, a, n): lanes 0..n-1 only
-// Other:      prefetch; kKernelRows: activation rows that a matrix kernel can keep in registers at once;
+// Other:      prefetch; settle(a): where registers are scarce, a is computed before whatever settles after it;
+//             kKernelRows: activation rows that a matrix kernel can keep in registers at once;
 //             kPairedRows: the same of a kernel for two weight tiles, 0 where registers are too few
 #pragma once
 
@@ -55,6 +56,12 @@
 namespace realm::REALM_ISA_NAMESPACE {
 
 REALM_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+// The same pointer, of which the compiler doesn't know that: what was loaded through it before is loaded again instead of kept.
+REALM_INLINE const uint8_t* anew(const uint8_t* p) {
+  asm("" : "+r"(p));
+  return p;
+}
 
 REALM_INLINE i32x16 dot4(i32x16 acc, u8x64 w, const int8_t* four) { return dot4(acc, w, broadcast4(four)); }
 REALM_INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, const int8_t* four) { return dot4_small(acc, w, broadcast4(four)); }

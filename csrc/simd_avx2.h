@@ -21,6 +21,9 @@ struct mask16 {
   __m256 lo, hi;
 };
 
+REALM_INLINE void settle(f32x16&) {}
+REALM_INLINE void settle(i32x16&) {}
+
 REALM_INLINE f32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 REALM_INLINE f32x16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 REALM_INLINE f32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }

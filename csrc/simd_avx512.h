@@ -21,6 +21,9 @@ struct mask16 {
   __mmask16 v;
 };
 
+REALM_INLINE void settle(f32x16& a) { asm volatile("" : "+v"(a.v)); }
+REALM_INLINE void settle(i32x16& a) { asm volatile("" : "+v"(a.v)); }
+
 REALM_INLINE f32x16 zero() { return {_mm512_setzero_ps()}; }
 REALM_INLINE f32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
 REALM_INLINE f32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }

@@ -46,6 +46,9 @@ REALM_INLINE T load_as(const void* p) {
 }
 
 REALM_INLINE f32x16 set1(float x) { REALM_QUARTERS(f32x16, Float4{} + x); }
+REALM_INLINE void settle(f32x16&) {}
+REALM_INLINE void settle(i32x16&) {}
+
 REALM_INLINE f32x16 zero() { REALM_QUARTERS(f32x16, Float4{}); }
 REALM_INLINE f32x16 load(const float* p) { REALM_QUARTERS(f32x16, load_as<Float4>(p + 4 * i)); }
 REALM_INLINE void store(float* p, f32x16 a) { memcpy(p, &a, sizeof a); }
