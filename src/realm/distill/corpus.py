@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from realm.distill.chats import MIN_P, ChatTokens, Rows
+from realm.distill.chats import MIN_P, ChatTokens, Rows, Text
 from realm.distill.sequence_ops import DenseCache
 from realm.distill.student import TorchModel
 
+_GREEDY = 1e-4  # a temperature at which nothing but the likeliest token is within MIN_P
+_SEEN_AT_ONCE = 64  # a step attends over this many tokens more than it must, at most
+
 
 class TorchAuthor:
-    """`chats.Author` in torch. On CUDA a step is captured once as a graph and replayed."""
+    """`chats.Author` in torch. On CUDA a step is captured as a graph and replayed."""
 
     def __init__(self, model: TorchModel, chat: ChatTokens, device: torch.device) -> None:
         self._model = model
@@ -22,41 +26,46 @@ class TorchAuthor:
         self._device = device
 
     @torch.no_grad()
-    def write(self, opening: Sequence[int], forced: Rows, length: int, temperature: float, seed: int) -> Rows:
+    def write(self, texts: Sequence[Text], length: int, seed: int) -> Rows:
         """See `Author`."""
-        device, num_rows = self._device, len(forced)
+        device, num_rows = self._device, len(texts)
         torch.manual_seed(seed)
         cache = DenseCache(num_rows, length)
-        turns = _Turns(self._chat, num_rows, device)
-        begin = torch.tensor(opening, device=device).expand(num_rows, -1)
-        given = torch.cat([begin, torch.from_numpy(forced).to(device, torch.long)], dim=1)
+        turns = _Turns(self._chat, texts, device)
+        sizes = [min(len(text.opening), length) for text in texts]
+        openings = np.zeros((num_rows, max(sizes)), np.int64)
+        for opening, size, text in zip(openings, sizes, texts, strict=True):
+            opening[:size] = text.opening[:size]
+        given, num_given = torch.from_numpy(openings).to(device), torch.tensor(sizes, device=device)
         ids = given[:, :1].clone()
         position = torch.zeros(1, dtype=torch.long, device=device)
         sampled = torch.zeros(num_rows, dtype=torch.long, device=device)
 
         def one() -> None:
-            sampled.copy_(_sample(self._model.step(ids, position, cache), temperature))
+            sampled.copy_(_sample(self._model.step(ids, position, cache), turns.temperature))
 
-        replay = _captured(one) if device.type == "cuda" else one
+        step = one
         rows = torch.empty((num_rows, length), dtype=torch.int32, device=device)
         for i in range(length):
-            if i < given.shape[1]:
-                token = given[:, i]
-                if i >= len(opening):
-                    turns.feed(token)
+            if i < max(sizes):
+                token = turns.choose(sampled, num_given <= i)
+                token = torch.where(num_given > i, given[:, i], token)
             else:
                 token = turns.choose(sampled)
             rows[:, i] = token
             ids.copy_(token[:, None])
             position.fill_(i)
-            replay()
+            if i % _SEEN_AT_ONCE == 0:
+                cache.num_seen = min(length, i + _SEEN_AT_ONCE)
+                step = _captured(one) if device.type == "cuda" else one
+            step()
         return rows.cpu().numpy()
 
 
 class _Turns:
     """`chats.Turns` for all rows together. State 0 speaks freely; every other one says one token of a joint."""
 
-    def __init__(self, chat: ChatTokens, num_rows: int, device: torch.device) -> None:
+    def __init__(self, chat: ChatTokens, texts: Sequence[Text], device: torch.device) -> None:
         said, following, entries = [0], [0], []
         for joint in (chat.user_ended, chat.assistant_ended):
             entries.append(len(said) if joint else 0)
@@ -66,30 +75,39 @@ class _Turns:
         self._said = torch.tensor(said, device=device)
         self._following = torch.tensor(following, device=device)
         self._entries = torch.tensor(entries, device=device)
-        self._state = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self._speaker = torch.zeros(num_rows, dtype=torch.long, device=device)  # 0: the user
+        self._state = torch.zeros(len(texts), dtype=torch.long, device=device)
+        self._speaker = torch.zeros(len(texts), dtype=torch.long, device=device)  # 0: the user
+        self._num_asked = torch.zeros(len(texts), dtype=torch.long, device=device)  # tokens of this question
+        self._limit = chat.max_question_tokens
+        by_speaker = [(text.question_temperature, text.answer_temperature) for text in texts]
+        self._temperatures = torch.tensor(by_speaker, device=device)
+        self.temperature = self._temperatures[:, 0].clone()
+        """[B] of who speaks next; kept in place."""
 
-    def choose(self, sampled: Tensor) -> Tensor:
-        """The rows' next tokens: `sampled` where someone speaks."""
+    def choose(self, sampled: Tensor, speaking: Tensor | None = None) -> Tensor:
+        """The rows' next tokens: `sampled` where someone speaks. Rows that aren't `speaking` [B] stay as they are."""
+        asking = (self._state == 0) & (self._speaker == 0)
+        if self._limit is not None:
+            sampled = torch.where(asking & (self._num_asked >= self._limit), self._end_of_turn, sampled)
         token = torch.where(self._state > 0, self._said[self._state], sampled)
-        self.feed(token)
+        ended = (self._state == 0) & (token == self._end_of_turn)
+        num_asked = torch.where(asking & ~ended, self._num_asked + 1, 0)
+        state = torch.where(ended, self._entries[self._speaker], self._following[self._state])
+        speaker = torch.where(ended, 1 - self._speaker, self._speaker)
+        if speaking is not None:
+            state, speaker = torch.where(speaking, state, self._state), torch.where(speaking, speaker, self._speaker)
+            num_asked = torch.where(speaking, num_asked, self._num_asked)
+        self._state, self._speaker, self._num_asked = state, speaker, num_asked
+        self.temperature.copy_(self._temperatures.gather(1, speaker[:, None])[:, 0])
         return token
 
-    def feed(self, token: Tensor) -> None:
-        """The rows go on by `token`."""
-        ended = (self._state == 0) & (token == self._end_of_turn)
-        self._state = torch.where(ended, self._entries[self._speaker], self._following[self._state])
-        self._speaker = torch.where(ended, 1 - self._speaker, self._speaker)
 
-
-def _sample(logits: Tensor, temperature: float) -> Tensor:
-    """Token ids [B]: exponential race over logits [B, V]."""
-    if temperature == 0.0:
-        return logits.argmax(-1)
-    scaled = logits.float() / temperature
+def _sample(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Token ids [B]: exponential race over logits [B, V] at a temperature [B] each."""
+    scaled = logits.float() / temperature.clamp(min=_GREEDY)[:, None]
     keep = scaled >= scaled.amax(-1, keepdim=True) + math.log(MIN_P)
-    noise = torch.empty_like(scaled).exponential_().log()
-    return (scaled - noise).masked_fill(~keep, -torch.inf).argmax(-1)
+    noise = torch.empty_like(scaled).exponential_().log_()
+    return scaled.sub_(noise).masked_fill_(~keep, -torch.inf).argmax(-1)
 
 
 def _captured(function: Callable[[], None]) -> Callable[[], None]:

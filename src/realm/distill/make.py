@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realm.core.errors import InvalidRequest
-from realm.core.quant import QuantType
+from realm.core.quant import LAYOUTS, QuantType
 from realm.core.types import Float32Array
 from realm.gguf import names
 from realm.gguf.quantize import quantize
@@ -24,6 +24,8 @@ Counts = NDArray[np.int64]
 """[V] how often each token occurs."""
 Trained = Callable[[str], Float32Array]
 """Values of a target's tensor after training, by its name."""
+STORED_TYPE = QuantType.Q4_1
+"""What trained matrices are stored as: a draft is as quick as it is small."""
 
 
 def read_target(file: GGUFFile) -> ModelSpec:
@@ -109,7 +111,8 @@ def make_draft(
         out: The file to write.
         layers: The target's layers to keep.
         token_ids: Tokens it can propose, ascending; None for all.
-        trained: Values to store, as Q8_0, instead of the target's own bytes.
+        trained: Values to store, as `STORED_TYPE`, instead of the target's own bytes; with `token_ids` also a head's,
+            [V_draft, C], under the name that heads have in files.
         recipe: How it was trained, for people.
 
     Raises:
@@ -122,7 +125,11 @@ def make_draft(
         notes["general.license"] = license_name
     if recipe:
         notes["realm.draft.recipe"] = recipe
-    return write_draft(out, target, layers, _tensors(target.tensors, layers, trained), token_ids, notes)
+    tensors = _tensors(target.tensors, layers, trained)
+    if trained is not None and token_ids is not None:
+        name = f"{names.OUTPUT}.weight"
+        tensors.append(_trained(name, trained(name)))
+    return write_draft(out, target, layers, tensors, token_ids, notes)
 
 
 def _tensors(tensors: Mapping[str, TensorInfo], layers: Sequence[int], trained: Trained | None) -> list[OutputTensor]:
@@ -140,7 +147,14 @@ def _tensors(tensors: Mapping[str, TensorInfo], layers: Sequence[int], trained: 
 def _tensor(name: str, info: TensorInfo, trained: Trained | None) -> OutputTensor:
     if trained is None:
         return OutputTensor(name, info.quant_type, info.shape, info.data.reshape(-1).view(np.uint8))
-    values = trained(info.name).reshape(info.shape)
-    quant_type = QuantType.Q8_0 if len(info.shape) == 2 and info.shape[-1] % 32 == 0 else QuantType.F32
-    data = quantize(np.atleast_2d(values), quant_type)
-    return OutputTensor(name, quant_type, info.shape, data)
+    return _trained(name, trained(info.name).reshape(info.shape))
+
+
+def _trained(name: str, values: Float32Array) -> OutputTensor:
+    quant_type = STORED_TYPE if is_stored_in_blocks(values.shape) else QuantType.F32
+    return OutputTensor(name, quant_type, values.shape, quantize(np.atleast_2d(values), quant_type))
+
+
+def is_stored_in_blocks(shape: Sequence[int]) -> bool:
+    """Whether a trained tensor is stored as `STORED_TYPE`, rather than as float32."""
+    return len(shape) == 2 and shape[-1] % LAYOUTS[STORED_TYPE].block_elements == 0

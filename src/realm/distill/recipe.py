@@ -6,18 +6,21 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from realm.core.types import Int32Array
-from realm.distill.chats import Author, ChatPlan, Round, Rows, no_tokens
+from realm.distill.chats import LENGTH_TOKENS, Author, ChatPlan, Rows
+from realm.distill.lessons import Forward, Lessons, Taught, ask
 from realm.distill.make import check_layers, check_vocabulary, count_tokens, make_draft, most_frequent
-from realm.distill.student import TorchModel, tensor_keys
+from realm.distill.student import Student, TorchModel, tensor_keys
 from realm.distill.train import Distillation, TrainConfig, tokens_per_verification
 from realm.distill.workdir import WorkDir
+from realm.gguf import names
 from realm.gguf.reader import GGUFFile
 from realm.models.draft import read_draft
 
@@ -25,10 +28,7 @@ Report = Callable[[str, int, int, str], None]
 """(what is being done, done so far, of how much, a remark)."""
 
 DRAFT_LENGTHS = (2, 3, 4, 6, 8)
-_CORPUS_ROW_TOKENS = 384
-_HELD_OUT_PROMPT_TOKENS = 64
-_HELD_OUT_TOKENS = 320
-_HELD_OUT_TEMPERATURE = 0.8
+_HELD_OUT_SEED = 1 << 32
 _SAVE_SECONDS = 60.0
 
 
@@ -101,24 +101,28 @@ def distill(
     check_vocabulary(recipe.vocab_size, spec.vocab_size)
     max_length = spec.context_length_tokens
     if corpus is None:
-        rows = list(_written(author, plan, recipe, max_length, work, report))
+        texts = [(rows, plan.is_answer(rows)) for rows in _written(author, plan, recipe, max_length, work, report)]
     else:
-        rows = _cut(corpus, min(_CORPUS_ROW_TOKENS, max_length))
-    held_out = work.rows("held-out", lambda: _hold_out(author, plan, recipe, max_length))
+        texts = [(rows, np.ones(rows.shape, np.bool_)) for rows in _cut(corpus, min(LENGTH_TOKENS, max_length))]
+    held_out = work.array("held-out", lambda: _hold_out(author, plan, recipe, max_length))
     token_ids = None
     if recipe.vocab_size < spec.vocab_size:
-        token_ids = most_frequent(count_tokens(rows, spec.vocab_size), recipe.vocab_size)
+        said = [rows[:, 1:][answers[:, :-1]] for rows, answers in texts]
+        token_ids = most_frequent(count_tokens(said, spec.vocab_size), recipe.vocab_size)
     device = next(iter(teacher.parameters.values())).device
     vocabulary = None if token_ids is None else torch.tensor(token_ids, device=device)
     judge = teacher.cut_head(vocabulary)
-    student, trained = judge.student(recipe.layers)
-    keys = tensor_keys(teacher.weights, spec)
-    trainable = {name: trained[key] for name, key in keys.items() if key in trained}
-    num_prompt = _prompt_tokens(held_out.shape[1])
-    pruned = tokens_per_verification(student, held_out, num_prompt, vocabulary, DRAFT_LENGTHS, device)
+    student = Student(judge, recipe.layers, trains_head=token_ids is not None)
+
+    def measure(draft: Forward) -> dict[int, float]:
+        return tokens_per_verification(draft, held_out, plan.is_answer(held_out), vocabulary, DRAFT_LENGTHS, device)
+
+    pruned = measure(student)
     config = TrainConfig(recipe.num_steps, recipe.learning_rate, seed=recipe.seed)
-    training = Distillation(judge, student, trainable, _batches(rows, recipe.batch_tokens), config)
-    _train(training, config, work, report)
+    lessons = Lessons(_taught(judge, texts, recipe, work, report, device), recipe.batch_tokens)
+    keys = tensor_keys(judge.weights, spec)
+    trainable = {name: student.trained[key] for name, key in keys.items() if key in student.trained}
+    _train(Distillation(student, trainable, [f"{names.OUTPUT}.weight"], lessons, config), config, work, report)
     make_draft(
         target,
         out,
@@ -129,9 +133,7 @@ def distill(
     )
     with GGUFFile.open(out) as file:
         stored = read_draft(file, target)
-    written = TorchModel.load(stored.weights, stored.spec, device, torch.float32)
-    after = tokens_per_verification(written, held_out, num_prompt, vocabulary, DRAFT_LENGTHS, device)
-    return Outcome(pruned, after)
+    return Outcome(pruned, measure(TorchModel.load(stored.weights, stored.spec, device, torch.float32)))
 
 
 def plan_of(recipe: Recipe, fingerprint: str, corpus_hash: str) -> dict[str, object]:
@@ -143,37 +145,48 @@ def _written(
     author: Author, plan: ChatPlan, recipe: Recipe, max_length: int, work: WorkDir, report: Report
 ) -> Iterator[Rows]:
     done = 0
-    for number, item in enumerate(plan.rounds(max_length)):
+    for number in count():
         report("writing", min(done, recipe.num_tokens), recipe.num_tokens, "")
         if done >= recipe.num_tokens:
             return
-        rows = work.rows(f"text-{number:05}", lambda n=number, r=item: _round(author, r, recipe, n))  # type: ignore[misc]
+        rows = work.array(f"text-{number:05}", lambda n=number: _round(author, plan, recipe, max_length, n))  # type: ignore[misc]
         done += rows.size
         yield rows
 
 
-def _round(author: Author, item: Round, recipe: Recipe, number: int) -> Rows:
+def _round(author: Author, plan: ChatPlan, recipe: Recipe, max_length: int, number: int) -> Rows:
+    length = plan.length(number, max_length)
     # Long rows are fewer: what they hold in the KV cache is what bounds a round.
-    num_rows = max(1, recipe.rows_per_round * _CORPUS_ROW_TOKENS // max(_CORPUS_ROW_TOKENS, item.length))
-    return author.write(item.opening, no_tokens(num_rows), item.length, item.temperature, recipe.seed + number)
+    num_rows = max(1, recipe.rows_per_round * LENGTH_TOKENS // max(LENGTH_TOKENS, length))
+    seed = recipe.seed + number
+    return author.write(plan.draw(num_rows, seed), length, seed)
 
 
 def _hold_out(author: Author, plan: ChatPlan, recipe: Recipe, max_length: int) -> Rows:
-    """Greedy text that follows beginnings which nothing was trained on, from openings of all kinds."""
-    length = min(_HELD_OUT_TOKENS, max_length)
-    prompt_length = _prompt_tokens(length)
-    openings = plan.openings[: recipe.num_held_out]
-    per_opening = -(-recipe.num_held_out // len(openings))
-    written = []
-    for number, opening in enumerate(openings):
-        seed = recipe.seed + (1 << 32) + number
-        begun = author.write(opening, no_tokens(per_opening), prompt_length, _HELD_OUT_TEMPERATURE, seed)
-        written.append(author.write(opening, begun[:, len(opening) :], length, 0.0, seed))
-    return np.concatenate(written)
+    """Chats with greedy answers, to questions that nothing was trained on."""
+    seed = recipe.seed + _HELD_OUT_SEED
+    texts = plan.draw(recipe.num_held_out, seed, answer_temperature=0.0)
+    return author.write(texts, min(LENGTH_TOKENS, max_length), seed)
 
 
-def _prompt_tokens(length: int) -> int:
-    return min(_HELD_OUT_PROMPT_TOKENS, length // 4)
+def _taught(
+    judge: TorchModel,
+    texts: Sequence[tuple[Rows, NDArray[np.bool_]]],
+    recipe: Recipe,
+    work: WorkDir,
+    report: Report,
+    device: torch.device,
+) -> list[Taught]:
+    taught = []
+    for number, (rows, counts) in enumerate(texts):
+        report("asking", number, len(texts), "")
+        answers = work.array(
+            f"answers-{number:05}",
+            lambda r=rows: ask(judge, r, recipe.batch_tokens, device),  # type: ignore[misc]
+        )
+        taught.append(Taught(rows, counts, answers))
+    report("asking", len(texts), len(texts), "")
+    return taught
 
 
 def _cut(corpus: Int32Array, length: int) -> list[Rows]:
@@ -181,21 +194,6 @@ def _cut(corpus: Int32Array, length: int) -> list[Rows]:
     length = min(length, len(corpus))
     num_rows = len(corpus) // length
     return [corpus[: num_rows * length].reshape(num_rows, length)]
-
-
-def _batches(rows: Sequence[Rows], batch_tokens: int) -> list[Tensor]:
-    """Batches of about `batch_tokens`; rows of one length together, whoever wrote them."""
-    by_length: dict[int, list[Rows]] = {}
-    for some in rows:
-        by_length.setdefault(some.shape[1], []).append(some)
-    batches: list[Tensor] = []
-    for length, parts in by_length.items():
-        together = torch.from_numpy(np.concatenate(parts))
-        size = max(1, batch_tokens // length)
-        # Neighbours begin alike: a batch takes its rows from all over.
-        order = torch.randperm(len(together), generator=torch.Generator().manual_seed(length))
-        batches += [together[some] for some in torch.split(order, size) if len(some) == size or len(together) < size]
-    return batches
 
 
 def _train(training: Distillation, config: TrainConfig, work: WorkDir, report: Report) -> None:

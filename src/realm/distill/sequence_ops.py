@@ -5,7 +5,7 @@ Used to train drafts and to let the target write their training text, on any tor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -25,15 +25,17 @@ class DenseCache:
     max_tokens: int
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+    num_seen: int | None = None
+    """Tokens to attend over, from the first; None for all there is room for."""
 
     def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [B, G, T, D] at `positions` [T] and give the whole cache of the layer."""
+        """Store [B, G, T, D] at `positions` [T] and give what the layer attends over."""
         if layer not in self.keys:
             shape = (self.batch_size, key.shape[1], self.max_tokens, key.shape[3])
             self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
         self.keys[layer].index_copy_(2, positions, key)
         self.values[layer].index_copy_(2, positions, value)
-        return self.keys[layer], self.values[layer]
+        return self.keys[layer][:, :, : self.num_seen], self.values[layer][:, :, : self.num_seen]
 
 
 class SequenceOps:
@@ -45,6 +47,7 @@ class SequenceOps:
         positions: [T], the same for every sequence.
         cache: attend over a dense cache; without one, over the T tokens given.
         last_only: give logits of the last position only.
+        exact_logits: compute logits in float32, whatever the rest is in.
     """
 
     def __init__(
@@ -54,12 +57,14 @@ class SequenceOps:
         positions: Tensor,
         cache: DenseCache | None = None,
         last_only: bool = False,
+        exact_logits: bool = False,
     ) -> None:
         self.parameters = parameters
         self.token_ids = token_ids
         self.positions = positions
         self.cache = cache
         self.last_only = last_only
+        self.exact_logits = exact_logits
         self._angles: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._masks: dict[int | None, Tensor] = {}
 
@@ -68,16 +73,19 @@ class SequenceOps:
         return F.embedding(self.token_ids, self.parameters[table.name]) * scale
 
     def rms_norm(self, x: Tensor, weight: Float32Array, eps: float) -> Tensor:
-        """RMS norm in float32, result in x's type."""
+        """RMS norm, result in x's type."""
         return _rms_norm(x, self._vector(weight), eps)
 
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         """[B, T, N]: parts side by side."""
-        parts = []
-        for part, bias in zip(weight.parts, weight.biases, strict=True):
-            b = None if bias is None else self._vector(bias).to(x.dtype)
-            parts.append(F.linear(x, self.parameters[part.name].to(x.dtype), b))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        matrices = [self.parameters[part.name].to(x.dtype) for part in weight.parts]
+        if all(bias is None for bias in weight.biases):
+            return F.linear(x, _joined(matrices))
+        biases = [
+            x.new_zeros(part.num_rows) if bias is None else self._vector(bias).to(x.dtype)
+            for part, bias in zip(weight.parts, weight.biases, strict=True)
+        ]
+        return F.linear(x, _joined(matrices), _joined(biases))
 
     def attention(self, qkv: Tensor, spec: AttentionSpec) -> Tensor:
         """[B, T, H*D]."""
@@ -112,7 +120,8 @@ class SequenceOps:
 
     def logits(self, x: Tensor, norm_weight: Float32Array, eps: float, head: Linear) -> Tensor:
         """[B, T or 1, V]."""
-        return self.linear(self.rms_norm(x[:, -1:] if self.last_only else x, norm_weight, eps), head)
+        h = self.rms_norm(x[:, -1:] if self.last_only else x, norm_weight, eps)
+        return self.linear(h.float() if self.exact_logits else h, head)
 
     def _vector(self, weight: Float32Array) -> Tensor:
         # Norm weights are handed over as arrays; trained copies are found by identity.
@@ -154,6 +163,9 @@ def _inv_freq(rope: Rope, device: torch.device) -> Tensor:
     return torch.tensor(rope.inv_freq, dtype=torch.float64, device=device)
 
 
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+
+
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    y = x.float()
-    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+    return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from realm.core.quant import LAYOUTS
 from realm.core.types import Float32Array
+from realm.distill.make import STORED_TYPE, is_stored_in_blocks
 from realm.distill.sequence_ops import DenseCache, SequenceOps, vector_key
 from realm.gguf import names
 from realm.kernels.ops import QuantTensor
@@ -51,6 +53,8 @@ class TorchModel:
     weights: Weights
     spec: ModelSpec
     parameters: dict[str, Tensor]
+    exact_logits: bool = True
+    """Compute logits in float32, whatever the rest is in."""
 
     @classmethod
     def load(cls, weights: Weights, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> TorchModel:
@@ -71,11 +75,12 @@ class TorchModel:
     def __call__(self, token_ids: Tensor) -> Tensor:
         """Logits [B, T, V] of sequences [B, T]."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        return decode(SequenceOps(self.parameters, token_ids, positions), self.weights, self.spec)
+        ops = SequenceOps(self.parameters, token_ids, positions, exact_logits=self.exact_logits)
+        return decode(ops, self.weights, self.spec)
 
     def step(self, token_ids: Tensor, positions: Tensor, cache: DenseCache) -> Tensor:
         """Logits [B, V] after one more token each, [B, 1] at `positions` [1]."""
-        ops = SequenceOps(self.parameters, token_ids, positions, cache, last_only=True)
+        ops = SequenceOps(self.parameters, token_ids, positions, cache, last_only=True, exact_logits=self.exact_logits)
         return decode(ops, self.weights, self.spec)[:, -1]
 
     def cut_head(self, vocabulary: Tensor | None) -> TorchModel:
@@ -89,24 +94,58 @@ class TorchModel:
         weights = replace(self.weights, head=replace(self.weights.head, parts=parts))
         return TorchModel(weights, self.spec, {**self.parameters, **rows})
 
-    def student(self, layers: Sequence[int]) -> tuple[TorchModel, dict[str, Tensor]]:
-        """A trainable draft of `layers` that shares the embedding and the head.
 
-        Returns:
-            The draft and the tensors to train by key (float32 copies of the blocks and the last norm).
-        """
-        weights, spec = prune(self.weights, self.spec, layers)
-        parameters = {m.name: self.parameters[m.name] for m in (weights.embedding, *weights.head.parts)}
-        keys = [vector_key(weights.output_norm)]
-        for layer in weights.layers:
-            keys += [m.name for m in layer_matrices(layer)] + [vector_key(v) for v in layer_vectors(layer)]
-        trained = {key: self.parameters[key].detach().float().clone().requires_grad_(True) for key in keys}
-        return TorchModel(weights, spec, parameters | trained), trained
+class Student:
+    """A trainable draft: some layers of a target, sharing its embedding, and its head unless that was cut.
+
+    Args:
+        target: The target, with the head that the draft is to have.
+        layers: The target's layers to keep.
+        trains_head: Whether the head is trained, too.
+    """
+
+    def __init__(self, target: TorchModel, layers: Sequence[int], trains_head: bool) -> None:
+        weights, spec = prune(target.weights, target.spec, layers)
+        matrices = [m for layer in weights.layers for m in layer_matrices(layer)]
+        vectors = [weights.output_norm, *(v for layer in weights.layers for v in layer_vectors(layer))]
+        if trains_head:
+            matrices += weights.head.parts
+        shared = {m.name: target.parameters[m.name] for m in (weights.embedding, *weights.head.parts)}
+        keys = [m.name for m in matrices] + [vector_key(v) for v in vectors]
+        self.trained = {key: target.parameters[key].detach().float().clone().requires_grad_(True) for key in keys}
+        """What to train, in float32, by key in `TorchModel.parameters`."""
+        self._dtype = shared[weights.embedding.name].dtype
+        self._stored = [m.name for m in matrices if is_stored_in_blocks(self.trained[m.name].shape)]
+        self._model = TorchModel(weights, spec, shared | self.trained, exact_logits=False)
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """Logits [B, T, V_draft] of sequences [B, T], by the values that the file will have."""
+        return replace(self._model, parameters=self._model.parameters | self._rounded())(token_ids)
+
+    def _rounded(self) -> dict[str, Tensor]:
+        matrices = [self.trained[name] for name in self._stored]
+        if not matrices:
+            return {}
+        flat = torch.cat([m.reshape(-1) for m in matrices])
+        parts = torch.split(as_stored(flat).to(self._dtype), [m.numel() for m in matrices])
+        return {name: part.view_as(m) for name, part, m in zip(self._stored, parts, matrices, strict=True)}
+
+
+def as_stored(values: Tensor) -> Tensor:
+    """`values` as they are after `make.STORED_TYPE`, Q4_1, has rounded them; gradients pass as if it had not."""
+    blocks = values.detach().view(-1, LAYOUTS[STORED_TYPE].block_elements)
+    low, high = blocks.aminmax(dim=1, keepdim=True)
+    scale = (high - low) / 15
+    integers = ((blocks - low) * torch.where(scale == 0, 0.0, 1 / scale) + 0.5).floor_().clamp_(0, 15)
+    rounded = integers * scale.half().float() + low.half().float()
+    return values + (rounded.view_as(values) - values.detach())
 
 
 def tensor_keys(weights: Weights, spec: ModelSpec) -> dict[str, str]:
-    """Keys in `TorchModel.parameters` of the blocks' tensors and the last norm, by their names in the file."""
+    """Keys in `TorchModel.parameters` of a draft's tensors, by their names in the target's file; a head by its own."""
     keys = {f"{names.OUTPUT_NORM}.weight": vector_key(weights.output_norm)}
+    if len(weights.head.parts) == 1:
+        keys[f"{names.OUTPUT}.weight"] = weights.head.parts[0].name
     for index, layer in enumerate(weights.layers):
         n = names.layer_names(spec.architecture, index)
         norms = {

@@ -1,30 +1,32 @@
-"""Distilling a draft: minimise KL(target || draft) over text that the target wrote."""
+"""Distilling a draft: minimise KL(target || draft) over the answers in text that the target wrote."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from realm.distill.chats import Rows
+from realm.distill.lessons import Forward, Lesson
+from realm.distill.optimizer import Muon
 
-Forward = Callable[[Tensor], Tensor]
-"""token ids [B, T] -> logits [B, T, V]."""
 _REPORT_STEPS = 10
+_NOT_MATRICES = 0.25  # of the learning rate; and the head's, each of whose rows stands for itself
 _EVALUATED_ROWS = 16  # at a time
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """AdamW with linear warm-up and cosine decay to a tenth."""
+    """Linear warm-up, then linear decay to nothing."""
 
     num_steps: int
-    learning_rate: float = 4e-3
+    learning_rate: float
     warmup_steps: int = 100
     weight_decay: float = 0.01
     greedy_weight: float = 0.2
@@ -43,76 +45,78 @@ class Progress:
 
 
 class Distillation:
-    """Trains the tensors of `trainable` in place, a batch a step; can be stopped between two and gone on with.
+    """Trains tensors in place, a batch a step; can be stopped between two and gone on with.
 
     Args:
-        target: Gives logits [B, T, V] over the tokens that the draft can propose, and no others.
-        draft: Likewise, by `trainable`.
+        draft: Gives logits [B, T, V_draft].
         trainable: What to train, by name.
-        batches: Token ids [B, T] each, in an order that is drawn anew each time round.
+        by_rows: Names of matrices that are learned row by row: heads.
+        lessons: Batches, in an order that is drawn anew each time round.
         config: How.
     """
 
     def __init__(
         self,
-        target: Forward,
         draft: Forward,
-        trainable: dict[str, Tensor],
-        batches: Sequence[Tensor],
+        trainable: Mapping[str, Tensor],
+        by_rows: Collection[str],
+        lessons: Sequence[Lesson],
         config: TrainConfig,
     ) -> None:
-        self._target = target
         self._draft = draft
         self._trainable = trainable
-        self._batches = batches
+        self._lessons = lessons
         self._config = config
-        self._optimizer = torch.optim.AdamW(
-            trainable.values(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
-        )
+        whole = [t for name, t in trainable.items() if t.dim() == 2 and name not in by_rows]
+        others = [t for name, t in trainable.items() if t.dim() != 2 or name in by_rows]
+        decay = config.weight_decay
+        self._optimizers: dict[float, torch.optim.Optimizer] = {
+            1.0: Muon(whole, config.learning_rate, weight_decay=decay),
+            _NOT_MATRICES: torch.optim.AdamW(others, config.learning_rate, betas=(0.9, 0.95), weight_decay=decay),
+        }
         self._step = 0
 
     def run(self) -> Iterator[Progress]:
         """Train to the end; reports now and then."""
         num_steps = self._config.num_steps
         while self._step < num_steps:
-            loss, agreement = self._train(self._batch(self._step))
+            loss, agreement = self._train(self._lesson(self._step))
             self._step += 1
             if self._step % _REPORT_STEPS == 0 or self._step == num_steps:
                 yield Progress(self._step, loss.item(), agreement.item())
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on from here."""
-        return {"step": self._step, "tensors": self._trainable, "optimizer": self._optimizer.state_dict()}
+        optimizers = [optimizer.state_dict() for optimizer in self._optimizers.values()]
+        return {"step": self._step, "tensors": dict(self._trainable), "optimizers": optimizers}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from where `state` was taken, with the same batches and configuration."""
+        """Go on from where `state` was taken, with the same lessons and configuration."""
         self._step = state["step"]
         for name, values in state["tensors"].items():
             self._trainable[name].copy_(values)
-        self._optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self._optimizers.values(), state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
 
-    def _batch(self, step: int) -> Tensor:
-        turn, index = divmod(step, len(self._batches))
+    def _lesson(self, step: int) -> Lesson:
+        turn, index = divmod(step, len(self._lessons))
         generator = torch.Generator().manual_seed(self._config.seed * 1_000_003 + turn)
-        order = torch.randperm(len(self._batches), generator=generator)
-        return self._batches[int(order[index])]
+        order = torch.randperm(len(self._lessons), generator=generator)
+        return self._lessons[int(order[index])]
 
-    def _train(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def _train(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         config = self._config
-        device = next(iter(self._trainable.values())).device
-        ids = batch.to(device, torch.long)
-        with torch.no_grad():
-            wanted = self._target(ids)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            got = self._draft(ids)
-        loss, agreement = _loss(wanted, got, config.greedy_weight)
-        for group in self._optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate(self._step, config)
-        self._optimizer.zero_grad(set_to_none=True)
+        here = lesson.to(next(iter(self._trainable.values())).device)
+        loss, agreement = _loss(here, self._draft(here.token_ids), config.greedy_weight)
+        for share, optimizer in self._optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = share * config.learning_rate * _rate(self._step, config)
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._trainable.values(), 1.0)
-        self._optimizer.step()
+        for optimizer in self._optimizers.values():
+            optimizer.step()
         return loss, agreement
 
 
@@ -120,21 +124,26 @@ def _rate(step: int, config: TrainConfig) -> float:
     warmup = min(config.warmup_steps, max(1, config.num_steps // 10))
     if step < warmup:
         return (step + 1) / warmup
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.num_steps - warmup)))
+    return 1 - (step - warmup) / max(1, config.num_steps - warmup)
 
 
-def _loss(wanted: Tensor, got: Tensor, greedy_weight: float) -> tuple[Tensor, Tensor]:
-    likeliest = wanted.argmax(-1)
-    log_draft = F.log_softmax(got.float(), dim=-1)
-    soft = -(F.softmax(wanted.float(), dim=-1) * log_draft).sum(-1).mean()
-    hard = F.nll_loss(log_draft.flatten(0, 1), likeliest.flatten())
-    agreement = (got.argmax(-1) == likeliest).float().mean()
-    return (1 - greedy_weight) * soft + greedy_weight * hard, agreement
+def _loss(lesson: Lesson, got: Tensor, greedy_weight: float) -> tuple[Tensor, Tensor]:
+    log_draft = F.log_softmax(got, dim=-1, dtype=torch.float32).gather(-1, lesson.likeliest)  # [B, T, K]
+    soft, hard = (lesson.probabilities * log_draft).sum(-1), log_draft[..., 0]
+    num = lesson.counts.sum().clamp(min=1)
+    loss = -(((1 - greedy_weight) * soft + greedy_weight * hard) * lesson.counts).sum() / num
+    agrees = (got.detach().argmax(-1) == lesson.likeliest[..., 0]) & lesson.counts
+    return loss, agrees.sum() / num
 
 
 @torch.no_grad()
 def tokens_per_verification(
-    draft: Forward, rows: Rows, num_prompt: int, vocabulary: Tensor | None, lengths: Sequence[int], device: torch.device
+    draft: Forward,
+    rows: Rows,
+    counts: NDArray[np.bool_],
+    vocabulary: Tensor | None,
+    lengths: Sequence[int],
+    device: torch.device,
 ) -> dict[int, float]:
     """Mean tokens that one verification of a draft gives on the target's own greedy text, by length of the draft.
 
@@ -142,19 +151,21 @@ def tokens_per_verification(
 
     Args:
         draft: Gives logits [B, T, V_draft].
-        rows: [N, T] greedy text.
-        num_prompt: Tokens at the beginning of each row that don't count.
+        rows: [N, T] text, greedy where it counts.
+        counts: [N, T] whether what follows a position counts.
         vocabulary: [V_draft] the target's ids of the draft's logits; None if they are the same.
         lengths: Lengths of drafts.
         device: Where `draft` computes.
     """
     agreeing: list[list[bool]] = []
     for begin in range(0, len(rows), _EVALUATED_ROWS):
-        ids = torch.from_numpy(rows[begin : begin + _EVALUATED_ROWS]).to(device, torch.long)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            proposed = draft(ids).argmax(-1)
+        some = rows[begin : begin + _EVALUATED_ROWS]
+        proposed = draft(torch.from_numpy(some).to(device, torch.long)).argmax(-1)
         proposed = proposed if vocabulary is None else vocabulary[proposed]
-        agreeing += (proposed[:, :-1] == ids[:, 1:])[:, num_prompt - 1 :].tolist()
+        same = proposed.cpu().numpy()[:, :-1] == some[:, 1:]
+        for row, counting in zip(same, counts[begin:, :-1], strict=False):
+            ends = np.flatnonzero(np.diff(counting, prepend=False, append=False))
+            agreeing += [row[first:end].tolist() for first, end in ends.reshape(-1, 2)]
     return {length: _mean_run(agreeing, length) for length in lengths}
 
 

@@ -7,11 +7,12 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from realm.core.errors import InvalidRequest
-from realm.distill.chats import Rows
 
 
 class WorkDir:
@@ -50,17 +51,15 @@ class WorkDir:
         """The training state."""
         return self.path / "checkpoint.pt"
 
-    def rows(self, name: str, write: Callable[[], Rows]) -> Rows:
-        """The rows kept under `name`; written now if there are none."""
+    def array(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """The array kept under `name`, read as it is needed; made now if there is none."""
         path = self.path / f"{name}.npy"
-        if path.exists():
-            kept: Rows = np.load(path, allow_pickle=False)
-            return kept
-        rows = write()
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, rows)
-        os.replace(partial, path)
-        return rows
+        if not path.exists():
+            partial = path.with_suffix(".partial.npy")
+            np.save(partial, make())
+            os.replace(partial, path)
+        kept: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+        return kept
 
     def remove(self) -> None:
         """Forget everything."""

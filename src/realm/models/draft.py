@@ -1,7 +1,7 @@
 """Draft models: any GGUF file with the target's vocabulary, or a draft file made from some of the target's layers.
 
-A draft file holds blocks and the last norm only. Embedding and head are the target's own tensors in memory; with a
-reduced vocabulary the head is the target's rows of those tokens.
+A draft file holds blocks, the last norm and, if that was trained, a head. The embedding is the target's own tensor in
+memory, and so is the head of a draft without one; with a reduced vocabulary it is the target's rows of those tokens.
 
     realm.draft.version          1
     realm.draft.vocabulary       SHA-256 of the target's tokens, hex
@@ -106,11 +106,13 @@ def _read_blocks(draft: GGUFFile, target: GGUFFile) -> DraftWeights:
     if not kept or min(kept) < 0 or max(kept) >= target_spec.num_layers:
         raise ModelFileError(f"{draft.path.name}: {PREFIX}layers must name layers of the target, got {kept!r:.80}")
     spec = replace(target_spec, layers=tuple(target_spec.layers[i] for i in kept))
-    layers, output_norm = load_blocks(draft, spec)
     token_ids = _token_ids(draft.metadata, spec.vocab_size)
+    layers, output_norm, own_head = load_blocks(draft, spec, spec.vocab_size if token_ids is None else len(token_ids))
     head = whole.head if token_ids is None else _cut(whole.head, token_ids)
+    if own_head is not None:
+        head = Linear((own_head,), head.biases)
     shared = {whole.embedding.name}
-    if token_ids is None:
+    if token_ids is None and own_head is None:
         shared |= {part.name for part in head.parts}
     return DraftWeights(Weights(whole.embedding, layers, output_norm, head), spec, token_ids, frozenset(shared))
 
@@ -174,7 +176,7 @@ def write_draft(
         path: The file.
         target: The model it is for.
         layers: The target's layers that the blocks were made from.
-        tensors: ``blk.i.*`` and ``output_norm.weight``.
+        tensors: ``blk.i.*``, ``output_norm.weight`` and perhaps ``output.weight``.
         token_ids: Tokens it can propose, ascending; None for all.
         notes: More metadata: name, licence, source, ``realm.draft.recipe``.
     """

@@ -59,16 +59,19 @@ def load_weights(file: GGUFFile, spec: ModelSpec) -> Weights:
     return Weights(embedding, layers, output_norm, head)
 
 
-def load_blocks(file: GGUFFile, spec: ModelSpec) -> tuple[tuple[LayerWeights, ...], Float32Array]:
-    """(blocks, last norm [C]) of a file that holds nothing else.
+def load_blocks(
+    file: GGUFFile, spec: ModelSpec, head_rows: int
+) -> tuple[tuple[LayerWeights, ...], Float32Array, QuantTensor | None]:
+    """(blocks, last norm [C], head [head_rows, C] if there is one) of a file that holds nothing else.
 
     Raises:
         ModelFileError: as `load_weights`.
     """
     gather = _Gatherer(file)
-    blocks = _blocks(gather, spec)
+    layers, output_norm = _blocks(gather, spec)
+    head = gather.matrix(names.OUTPUT, head_rows, spec.hidden_size) if gather.has(names.OUTPUT) else None
     gather.check_all_used(spec)
-    return blocks
+    return layers, output_norm, head
 
 
 def rope_factors(file: GGUFFile) -> Float32Array | None:

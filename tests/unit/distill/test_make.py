@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from realm.core.config import EngineConfig
 from realm.core.errors import InvalidRequest, ModelFileError
 from realm.core.quant import QuantType
-from realm.distill.make import count_tokens, default_layers, make_draft, most_frequent, read_target
+from realm.distill.make import STORED_TYPE, count_tokens, default_layers, make_draft, most_frequent, read_target
+from realm.distill.student import as_stored
 from realm.gguf.reader import GGUFFile
 from realm.models.draft import fits, read_draft
 from realm.models.loader import load_draft, load_model
@@ -72,22 +74,32 @@ def test_embedding_and_head_are_not_copied(target: Path, tmp_path: Path) -> None
     assert draft.executor.weights_bytes <= loaded.executor.weights_bytes - embedding
 
 
-def test_trained_values_are_stored_as_q8(target: Path, tmp_path: Path) -> None:
+def test_trained_values_are_stored_in_blocks_and_so_is_a_head(target: Path, tmp_path: Path) -> None:
+    some = [1, 5, 8, 200]
     with GGUFFile.open(target) as file:
-        shapes = {name: info.shape for name, info in file.tensors.items()}
-        values = {
-            name: np.random.default_rng(7).normal(size=shape).astype(np.float32) for name, shape in shapes.items()
-        }
-        made = make_draft(file, tmp_path / "draft.gguf", (1,), trained=values.__getitem__, recipe="by hand")
+        rng = np.random.default_rng(7)
+        values = {name: rng.normal(size=info.shape).astype(np.float32) for name, info in file.tensors.items()}
+        values["output.weight"] = rng.normal(size=(4, file.tensors["token_embd.weight"].shape[1])).astype(np.float32)
+        made = make_draft(file, tmp_path / "draft.gguf", (1,), some, trained=values.__getitem__, recipe="by hand")
         with GGUFFile.open(made) as written:
             draft = read_draft(written, file)
             assert written.metadata["realm.draft.recipe"] == "by hand"
             (layer,) = draft.weights.layers
-            down = layer.ffn_down.parts[0]
-            assert down.quant_type is QuantType.Q8_0
-            wanted = values["blk.1.ffn_down.weight"]
-            np.testing.assert_allclose(dequantize_tensor(down), wanted, atol=np.abs(wanted).max() / 200)
+            for matrix, name in ((layer.ffn_down, "blk.1.ffn_down.weight"), (draft.weights.head, "output.weight")):
+                (part,) = matrix.parts
+                assert part.quant_type is STORED_TYPE
+                as_read = dequantize_tensor(part)
+                np.testing.assert_allclose(as_read, values[name], atol=np.ptp(values[name]) / 28)
+                rounded = as_stored(torch.from_numpy(values[name])).numpy()
+                np.testing.assert_allclose(rounded, as_read, atol=1e-6)
             assert np.array_equal(layer.attn_norm, values["blk.1.attn_norm.weight"])
+            assert draft.shared == {"token_embd.weight"}
+
+
+def test_gradients_pass_through_rounding() -> None:
+    values = torch.randn(64, requires_grad=True)
+    (as_stored(values) * torch.arange(64)).sum().backward()
+    assert torch.equal(values.grad, torch.arange(64.0))
 
 
 @pytest.mark.parametrize("layers", [(), (4,), (-1,), (0, 0), (2, 1)])

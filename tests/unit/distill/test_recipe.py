@@ -23,13 +23,13 @@ from realm.testing.tiny import TinyModel, write_tiny_model
 from realm.tokenizer.chat import load_chat_template
 from realm.tokenizer.tokenizer import load_tokenizer
 
-RECIPE = Recipe((0, 2), 200, 8_000, 90, 768, 4e-3, 64, 16, 0)
+RECIPE = Recipe((0, 2), 200, 16_000, 90, 1536, 4e-3, 64, 32, 0)
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(
-        tmp_path_factory.mktemp("distill") / "tiny.gguf", TinyModel(num_layers=3, context_length_tokens=96)
+        tmp_path_factory.mktemp("distill") / "tiny.gguf", TinyModel(num_layers=3, context_length_tokens=160)
     )
 
 
@@ -90,5 +90,6 @@ def test_tokens_per_verification_counts_as_the_engine_accepts() -> None:
         return torch.nn.functional.one_hot(torch.where(ids == 4, 0, ids + 1), 10).float()
 
     # Judged from token 2 on: 3 4 right, 5 wrong (drawn); 6 7 right and 8 drawn.
-    means = tokens_per_verification(draft, rows, 2, None, (2,), torch.device("cpu"))
+    counts = np.arange(8)[None] >= 1
+    means = tokens_per_verification(draft, rows, counts, None, (2,), torch.device("cpu"))
     assert means == {2: 3.0}
