@@ -6,6 +6,7 @@ from realm.core.types import Batch, Float32Array
 from realm.engine.adaptive import StepCost
 from realm.engine.draft import DraftModelProposer
 from realm.engine.engine import Engine
+from realm.engine.worth import Ledger
 from realm.testing.fake import FakeExecutor
 
 
@@ -27,12 +28,19 @@ class FreeSteps(StepCost):
         return self._every_seconds
 
 
+class NoLedger(Ledger):
+    """Looking for drafts costs nothing."""
+
+    def spend(self, seconds: float) -> None:
+        pass
+
+
 def always_draft(engine: Engine) -> Engine:
     """Let `engine` draft whatever it costs, so that what it does depends on no clock."""
     drafter = engine._drafter
     assert drafter is not None
-    assert drafter._length is not None
     drafter._length.cost = FreeSteps(1.0)
+    drafter._ledgers = {source: NoLedger() for source in drafter.proposers}
     if (proposer := draft_proposer_of(engine)) is not None:
         proposer._cost = proposer._first_cost = FreeSteps(1e-6)
     return engine
@@ -40,9 +48,8 @@ def always_draft(engine: Engine) -> Engine:
 
 def draft_proposer_of(engine: Engine) -> DraftModelProposer | None:
     assert engine._drafter is not None
-    proposer = engine._drafter._batch_proposer
-    assert proposer is None or isinstance(proposer, DraftModelProposer)
-    return proposer
+    found = [proposer for proposer in engine._drafter.proposers.values() if isinstance(proposer, DraftModelProposer)]
+    return found[0] if found else None
 
 
 class FakeDraft(FakeExecutor):

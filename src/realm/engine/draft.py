@@ -7,6 +7,7 @@ that the draft could not settle are compared with what came all the same, so tha
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,44 +17,57 @@ import numpy as np
 
 from realm.core.config import EngineConfig
 from realm.core.types import Int32Array
-from realm.engine.adaptive import AcceptanceRate, DraftLength, Probing, StepCost
+from realm.engine.adaptive import DraftLength, StepCost
 from realm.engine.draft_kv import DraftContext, DraftKV, draft_batch
 from realm.engine.sequence import Sequence
-from realm.kernels.drafting import SURENESS_BOUNDS, DraftingExecutor, DraftPlan, DraftRound, draft
+from realm.engine.worth import Probing, Rest
+from realm.kernels.drafting import NUM_CLASSES, DraftingExecutor, DraftPlan, DraftRound, draft
 from realm.kernels.ops import Executor
 from realm.models.draft import DraftModel
 
 _PRIOR_RATES = (0.1, 0.25, 0.4, 0.55, 0.65, 0.8, 0.9, 0.97)
 _PRIOR_MEAN = 0.65
+_PRIOR_WEIGHT = 4.0
+_CURIOSITY = 0.3
 _MAX_TENANTS = 1024
 _CATCH_UP_PER_TOKEN = 32  # a prompt is worth computing for at least one output token in this many
 _TRIED_LENGTHS = (1, 2, 3, 4, 6, 8, 12)
-_MIN_GAIN = 1.05
 _LOOKUP_ADVANTAGE = 0.8  # guesses that cost nothing to make may be right less often
 _WINDOW_ROWS = 4  # over which the cost of a row is averaged: kernels work in tiles
 _MIN_CATCH_UP_TOKENS = 64
 _MAX_USUAL_FEED_TOKENS = 4  # for each request; a first step that feeds more catches up
 _EXPECTED_STEPS = 64  # over which it should pay to have caught up
+_MAX_REST_STEPS, _VAIN_REST_STEPS = 4, 32  # while drafts gain more than they cost, or less
 _PROBE_TOKENS = 2  # tells what both the first step and a later one cost
 
 
 class _Rates:
-    """Acceptance of a tenant or a request: by sureness, and of whatever the draft model says."""
+    """How often guesses of a tenant or a request are right: by class of sureness, and at last of all together."""
 
-    __slots__ = ("classes", "mean")
+    __slots__ = ("_decay", "_hits", "_trials")
 
     def __init__(self, parent: _Rates | None, memory: float) -> None:
-        means = _PRIOR_RATES if parent is None else [rate.value for rate in parent.classes]
-        self.mean: AcceptanceRate = AcceptanceRate(_PRIOR_MEAN if parent is None else parent.mean.value, memory=memory)
-        self.classes: list[AcceptanceRate] = [AcceptanceRate(mean, memory=memory) for mean in means]
+        means = (*_PRIOR_RATES, _PRIOR_MEAN) if parent is None else parent.values()
+        self._hits = [mean * _PRIOR_WEIGHT for mean in means]
+        self._trials = [_PRIOR_WEIGHT] * len(means)
+        self._decay = 1.0 - 1.0 / memory
+
+    def values(self) -> list[float]:
+        """The rates."""
+        return [hits / trials for hits, trials in zip(self._hits, self._trials, strict=True)]
+
+    @property
+    def hope(self) -> float:
+        """What the rate of all may well be: to find out costs a few drafts, not to know it a whole answer."""
+        return min(1.0, self._hits[-1] / self._trials[-1] + _CURIOSITY / math.sqrt(self._trials[-1]))
 
     def observe(self, classes: list[int], num_right: int, wrong: bool) -> None:
-        """The first `num_right` guesses were right; if `wrong`, the next one was not."""
-        self.mean.observe(num_right, int(wrong))
-        for sureness in classes[:num_right]:
-            self.classes[sureness].observe(1, 0)
-        if wrong:
-            self.classes[classes[num_right]].observe(0, 1)
+        """The first `num_right` guesses, of these classes, were right; if `wrong`, the next one was not."""
+        hits, trials, decay = self._hits, self._trials, self._decay
+        for at, sureness in enumerate(classes[: num_right + wrong]):
+            for rate in (sureness, -1):
+                hits[rate] = hits[rate] * decay + (at < num_right)
+                trials[rate] = trials[rate] * decay + 1.0
 
 
 @dataclass(slots=True)
@@ -78,7 +92,7 @@ class _Drafting:
 
 
 class DraftModelProposer:
-    """Drafts for all requests of an engine from one draft model (`speculation.Proposer`).
+    """Drafts for all requests of an engine from one draft model (`speculation.BatchProposer`).
 
     Args:
         executor: The draft model; its logits may cover fewer tokens than the target's vocabulary.
@@ -114,18 +128,31 @@ class DraftModelProposer:
         self._states: dict[str, _State] = {}
         self._tenants: OrderedDict[str, _Rates] = OrderedDict()
         self._probing = Probing()
+        self._rest = Rest()
+        self._longest_rest = 0
+        self._is_warm = False
+        self._num_silent = 0  # steps since it was last asked
+
+    def is_due(self, num_requests: int, pays: bool) -> bool:
+        """Whether to be asked in this step: not where even right drafts wouldn't pay, and less often in vain."""
+        self._num_silent += 1
+        self._longest_rest = _MAX_REST_STEPS if pays else _VAIN_REST_STEPS
+        return self._length.hopeful and self._rest.is_over()
 
     def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
         """Drafts for requests that decode, each with the most tokens that it may have; [] where none would pay."""
         drafts: list[list[int]] = [[] for _ in requests]
         began = self._clock()
         self._length.rival = 0.0
-        if not self._length.hopeful:
-            return drafts
         drafting, speed = self._choose(requests)
+        self._rest.after(speed > 0.0 or not self._is_timed, self._longest_rest)
+        self._num_silent = 0
         drafting = [d for d in drafting if self._reserve(d, drafting)]
         if drafting:
             done = self._draft(drafting, speed, drafts)
+            if not self._is_warm:
+                self._is_warm = True  # the first round reads everything from memory never touched before
+                return drafts
             later = float(done.step_seconds[1 : done.num_steps].sum())
             num_fed = int(done.step_rows[0])
             is_usual = num_fed <= _MAX_USUAL_FEED_TOKENS * len(drafting)
@@ -161,22 +188,27 @@ class DraftModelProposer:
                 able.append(_Drafting(index, seq, state, self.kv.get(seq), limit))
         if not able or not self._length.cost.measured:
             return [], 0.0
-        if self._first_cost.measured or self._cost.measured:
-            rates = [d.state.rates.mean.value for d in able]
+        if self._is_timed:
+            rates = [d.state.rates.hope for d in able]
             best = max(rates)
-            promising = [d for d, rate in zip(able, rates, strict=True) if rate >= 0.9 * best]
-            for some, rate in ((able, sum(rates) / len(rates)), (promising, best)):
+            everyone = (able, sum(rates) / len(rates))
+            promising = ([d for d, rate in zip(able, rates, strict=True) if rate >= 0.9 * best], best)
+            for some, rate in (everyone, promising) if len(promising[0]) < len(able) else (everyone,):
                 speed = self._best_speed(some, rate, self._catch_up_seconds(some) / _EXPECTED_STEPS)
-                if speed > self._length.speed() * _MIN_GAIN:
+                if speed > self._length.speed():
                     self._length.rival = _LOOKUP_ADVANTAGE * rate
                     return some, speed
             one = min(able, key=lambda d: self.kv.lag(d.seq))
-            if not self._probing.due(self._length.step_seconds, self._probe_seconds(one)):
+            if not self._probing.due(self._num_silent * self._length.step_seconds, self._probe_seconds(one)):
                 return [], 0.0
         else:
             one = able[0]
         one.limit = min(one.limit, _PROBE_TOKENS)
         return [one], 0.0
+
+    @property
+    def _is_timed(self) -> bool:
+        return self._first_cost.measured or self._cost.measured
 
     def _probe_seconds(self, d: _Drafting) -> float:
         num_drafts = min(d.limit, _PROBE_TOKENS)
@@ -257,12 +289,12 @@ class DraftModelProposer:
         size = max(1, len(judged))
         verify_seconds = self._length.row_seconds(max(_WINDOW_ROWS, size))
         draft_seconds = self._later_seconds(size) / size
-        classes = [[rate.value for rate in d.state.rates.classes] for d in judged]
+        rates = np.array([d.state.rates.values() for d in judged], np.float32).reshape(len(judged), NUM_CLASSES + 1)
         plan = DraftPlan(
             first=draft_batch(tokens, contexts, self.kv.tables([d.seq.row for d, _ in fed]), is_judged),
             limits=np.array([d.limit for d in judged], np.int32),
-            rates=np.array(classes, np.float32).reshape(len(judged), len(SURENESS_BOUNDS) + 1),
-            means=np.array([d.state.rates.mean.value for d in judged], np.float32),
+            rates=np.ascontiguousarray(rates[:, :NUM_CLASSES]),
+            means=np.ascontiguousarray(rates[:, NUM_CLASSES]),
             worth_verifying=speed * verify_seconds,
             worth_drafting=speed * (verify_seconds + draft_seconds),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -86,9 +87,10 @@ class DraftKV:
             return
         context.settle(seq.tokens)
         num_blocks = self.pool.blocks_for(context.num_computed)
-        self.pool.release(context.blocks[num_blocks:])
-        del context.blocks[num_blocks:]
-        context.num_tabled = min(context.num_tabled, num_blocks)
+        if num_blocks < len(context.blocks):
+            self.pool.release(context.blocks[num_blocks:])
+            del context.blocks[num_blocks:]
+            context.num_tabled = min(context.num_tabled, num_blocks)
 
     def release(self, request_id: str) -> None:
         """Forget a request."""
@@ -130,15 +132,15 @@ def draft_batch(
     tokens: list[list[int]], context_lens: list[int], tables: Int32Array, is_judged: list[bool] | None = None
 ) -> Batch:
     """A step of the draft model: `tokens` of each request, with the logits after the last one of those judged."""
-    sizes = [len(row) for row in tokens]
-    starts = np.zeros(len(tokens) + 1, np.int32)
-    np.cumsum(sizes, out=starts[1:])
-    last = starts[1:] - 1
+    starts = [0, *accumulate([len(row) for row in tokens])]
+    judged = (
+        starts[1:] if is_judged is None else [end for end, ready in zip(starts[1:], is_judged, strict=True) if ready]
+    )
     return Batch(
         token_ids=np.array([token for row in tokens for token in row], np.int32),
-        query_starts=starts,
+        query_starts=np.array(starts, np.int32),
         context_lens=np.array(context_lens, np.int32),
         block_tables=tables,
-        logit_rows=(last if is_judged is None else last[is_judged]).astype(np.int32),
+        logit_rows=np.array(judged, np.int32) - 1,
         adapter_slots=np.full(len(tokens), -1, np.int32),
     )

@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass, field
 
-from realm.engine.adaptive import AcceptanceRate, DraftLength
+from realm.engine.adaptive import AcceptanceRate, Bias, DraftLength
 from realm.engine.sequence import Sequence
+from realm.engine.worth import Rest
 
 MIN_MATCH = 2
 """Tokens that must agree before a draft is made."""
@@ -19,6 +20,8 @@ _MAX_MATCH = 16
 _MAX_CANDIDATES = 8
 _BREAK = -1  # between the documents of a history; no token
 _MAX_TENANTS = 1024
+_VAIN_REST_STEPS, _MAX_REST_STEPS = 4, 64  # for each request, and in all, while guesses cost more than they gain
+_REQUESTS_PER_REST_STEP = 4  # else: the more requests, the more time guesses take, and the less one of them gains
 
 
 class NgramIndex:
@@ -156,7 +159,7 @@ class _State:
 
 
 class LookupProposer:
-    """Lookup drafts for all requests of an engine (`speculation.Proposer`).
+    """Lookup drafts for all requests of an engine (`speculation.BatchProposer`).
 
     Every guess is compared with what came, also when it wasn't drafted: a length of 0 costs nothing to leave again.
 
@@ -176,11 +179,57 @@ class LookupProposer:
         self._length = length
         self._history = history
         self._rates: OrderedDict[tuple[str, int], AcceptanceRate] = OrderedDict()  # by tenant and match length
+        self._rest = Rest()
+        self._longest_rest = 0
+        self._bias = Bias(prior=20.0, memory=200.0)  # of the tokens that drafts were thought to gain
+        self._num_expected, self._num_accepted = 0.0, 0  # in the last step
 
-    def propose(self, seq: Sequence, max_tokens: int) -> list[int]:
-        """Up to `max_tokens` tokens that may follow `seq.tokens`; [] for no guess."""
-        if self._length is not None and not self._length.hopeful:
-            return []
+    def is_due(self, num_requests: int, pays: bool) -> bool:
+        """Whether to be asked in this step: not where even right guesses wouldn't pay, and less often in vain."""
+        if self._length is None:
+            return True
+        if not pays:
+            self._longest_rest = min(_VAIN_REST_STEPS * num_requests, _MAX_REST_STEPS)
+        else:
+            self._longest_rest = max(0, num_requests // _REQUESTS_PER_REST_STEP - 1)
+        return self._length.hopeful and self._rest.is_over()
+
+    def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
+        """For each request, up to so many tokens that may follow `seq.tokens`; [] for no guess."""
+        drafts: list[list[int]] = []
+        guessing: list[int] = []
+        rates: list[float] = []
+        limits: list[int] = []
+        rival = 0.0 if self._length is None else self._length.rival
+        for index, (seq, limit) in enumerate(requests):
+            state = self._guess(seq, limit)
+            drafts.append(state.guess)
+            if state.guess and (rate := self._rate(seq, state).value) >= rival:
+                guessing.append(index)
+                rates.append(rate)
+                limits.append(len(state.guess))
+        if self._length is None:
+            return [draft.copy() for draft in drafts]
+        lengths = self._choose(self._length, guessing, rates, limits)
+        self._rest.after(any(lengths.values()), self._longest_rest)
+        return [draft[: lengths.get(index, 0)] for index, draft in enumerate(drafts)]
+
+    def _choose(
+        self, length: DraftLength, guessing: list[int], rates: list[float], limits: list[int]
+    ) -> dict[int, int]:
+        """Lengths of the drafts of those who are `guessing`."""
+        if self._num_expected:
+            self._bias.observe(self._num_accepted, self._num_expected)
+        else:
+            self._bias.forgive()
+        self._num_expected, self._num_accepted = 0.0, 0
+        if not guessing:
+            return {}
+        lengths, self._num_expected = length.choose(rates, limits, min(1.0, self._bias.value))
+        return dict(zip(guessing, lengths, strict=True))
+
+    def _guess(self, seq: Sequence, limit: int) -> _State:
+        """The request's state, with up to `limit` tokens guessed."""
         state = seq.draft_state
         if not isinstance(state, _State):
             state = seq.draft_state = _State(NgramIndex(seq.tokens), len(seq.tokens))
@@ -188,18 +237,17 @@ class LookupProposer:
         match = state.match = self._find(seq, state)
         if match is None:
             state.guess = []
-            return []
-        state.guess = match.index.following(match.position, max_tokens, repeat=match.index is state.index)
-        state.rate_key = match.length
-        if self._length is None:
-            return list(state.guess)
-        rate = self._rate(seq, state)
-        if rate.value < self._length.rival:
-            return []
-        return state.guess[: self._length.choose(rate.value, len(state.guess))]
+        else:
+            state.guess = match.index.following(match.position, limit, repeat=match.index is state.index)
+            state.rate_key = match.length
+        return state
 
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
-        """Nothing to do: the next `propose` sees in `seq.tokens` how right the guess was."""
+        """Count what was right of the drafts; how right guesses were, the next `propose` sees in `seq.tokens`."""
+        self._num_accepted += num_accepted
+
+    def check_integrity(self, request_ids: set[str]) -> None:
+        """State is kept in `Sequence.draft_state`, and nothing else of requests but rates."""
 
     def finish(self, seq: Sequence) -> None:
         """A request ended: remember its tokens for others of its cache domain, if there is a history."""

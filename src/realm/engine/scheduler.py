@@ -276,11 +276,10 @@ class Scheduler:
 
     def _add_drafts(self, drafter: Drafter, decoding: list[Sequence], spare: int) -> None:
         """Let the proposer extend requests that decode. Drafts never push anyone out."""
-        for seq, drafts in zip(decoding, drafter.propose(decoding, spare), strict=True):
-            if drafts:
-                drafts = self._fit(seq, drafts)
-                seq.drafts = drafts
-                seq.num_scheduled = 1 + len(drafts)
+        for i, drafts in drafter.propose(decoding, spare).items():
+            seq = decoding[i]
+            seq.drafts = self._fit(seq, drafts)
+            seq.num_scheduled = 1 + len(seq.drafts)
 
     def _fit(self, seq: Sequence, drafts: list[int]) -> list[int]:
         """The part of `drafts` that has KV slots, with blocks allocated for them if there are any."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Protocol
 
 from realm.core.config import SpeculativeConfig
 from realm.engine.adaptive import DraftLength
 from realm.engine.lookup import LookupHistory, LookupProposer
 from realm.engine.sequence import Sequence
+from realm.engine.worth import Ledger
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +41,12 @@ class BatchProposer(Protocol):
     def source(self) -> str:
         """Name of this source in statistics."""
 
+    def is_due(self, num_requests: int, pays: bool) -> bool:
+        """Whether to ask it in this step, in which so many requests decode. Called once for each step.
+
+        `pays` is false while its drafts gain less than it takes to look for them.
+        """
+
     def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
         """For each request and the most tokens it may have (at least 1) a draft as `Proposer.propose` gives it."""
 
@@ -51,77 +60,112 @@ class BatchProposer(Protocol):
         """Assert that nothing is held but for the requests with these ids."""
 
 
+class OneByOne:
+    """Asks a `Proposer` for one request after another (`BatchProposer`)."""
+
+    def __init__(self, proposer: Proposer) -> None:
+        self._proposer = proposer
+        self.source = proposer.source
+        self.observe = proposer.observe
+        self.finish = proposer.finish
+
+    def is_due(self, num_requests: int, pays: bool) -> bool:
+        """In every step."""
+        return True
+
+    def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
+        """As `BatchProposer`; a failure costs one request's draft."""
+        return [self._propose_one(seq, limit) for seq, limit in requests]
+
+    def _propose_one(self, seq: Sequence, limit: int) -> list[int]:
+        try:
+            return self._proposer.propose(seq, limit)
+        except Exception:
+            _log.exception("the proposer failed; request %s goes on without a draft", seq.request_id)
+            return []
+
+    def check_integrity(self, request_ids: set[str]) -> None:
+        """Proposers keep what they have in `Sequence.draft_state`."""
+
+
 class Drafter:
     """Guards the engine against its proposers, and tells whoever chooses draft lengths what steps cost.
 
     Args:
-        proposer: Asked for each request first.
+        proposers: Each is asked for the requests that those before it have no draft for.
         config: The longest drafts for one request and step.
         vocab_size: V; a token outside ends the draft.
         length: Chooses lengths for the proposers, if something does.
-        batch_proposer: Asked for those that `proposer` has no draft for.
+        clock: Seconds, to time the proposers.
     """
 
-    __slots__ = ("_batch_proposer", "_config", "_length", "_proposer", "_vocab_size")
+    __slots__ = ("_clock", "_config", "_ledgers", "_length", "_vocab_size", "proposers")
 
     def __init__(
         self,
-        proposer: Proposer | None,
+        proposers: list[BatchProposer],
         config: SpeculativeConfig,
         vocab_size: int,
-        length: DraftLength | None = None,
-        batch_proposer: BatchProposer | None = None,
+        length: DraftLength,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._proposer = proposer
-        self._batch_proposer = batch_proposer
+        self.proposers = {proposer.source: proposer for proposer in proposers}
+        self._ledgers = {proposer.source: Ledger() for proposer in proposers}
+        self._clock = clock
         self._config = config
         self._vocab_size = vocab_size
         self._length = length
 
     def begin_step(self, num_rows: int, num_tokens: int) -> None:
         """A step holds `num_rows` rows so far, which will give `num_tokens` tokens."""
-        if self._length is not None:
-            self._length.begin_step(num_rows, num_tokens)
+        self._length.begin_step(num_rows, num_tokens)
 
     def end_step(self, num_rows: int, seconds: float) -> None:
         """A step of `num_rows` rows, all judged, took `seconds`."""
-        if self._length is not None:
-            self._length.end_step(num_rows, seconds)
+        ledgers = self._ledgers.values()
+        num_drafted = sum([ledger.num_drafted for ledger in ledgers])
+        added = self._length.end_step(num_rows, seconds)
+        for ledger in ledgers:
+            gained = 0.0
+            if ledger.num_drafted:
+                gained = ledger.num_accepted * self._length.token_seconds - added * ledger.num_drafted / num_drafted
+            ledger.settle(gained)
 
-    def propose(self, decoding: list[Sequence], spare: int) -> list[list[int]]:
-        """Drafts for `decoding`, at most `spare` tokens together, each within its request's own output limit."""
-        drafts: list[list[int]] = []
-        for index, seq in enumerate(decoding):
-            limit = self._limit(seq, -(-spare // (len(decoding) - index)))
-            draft = self._propose_one(seq, limit) if limit > 0 and self._proposer is not None else []
-            spare -= len(draft)
-            drafts.append(draft)
-        if self._batch_proposer is not None and spare:
-            self._propose_together(self._batch_proposer, decoding, drafts, spare)
+    def propose(self, decoding: list[Sequence], spare: int) -> dict[int, list[int]]:
+        """Drafts by place in `decoding`, at most `spare` tokens together, each within its request's output limit."""
+        drafts: dict[int, list[int]] = {}
+        for source, proposer in self.proposers.items():
+            ledger = self._ledgers[source]
+            if spare > 0 and proposer.is_due(len(decoding), ledger.pays):
+                began = self._clock()
+                spare -= self._ask(proposer, decoding, drafts, spare)
+                ledger.spend(self._clock() - began)
         return drafts
 
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Pass the result of one verification on to the draft's source."""
-        for proposer in (self._proposer, self._batch_proposer):
-            if proposer is not None and proposer.source == seq.draft_source:
-                try:
-                    proposer.observe(seq, num_drafted, num_accepted)
-                except Exception:
-                    _log.exception("the proposer failed to note a result of request %s", seq.request_id)
+        ledger = self._ledgers[seq.draft_source]
+        ledger.num_drafted += num_drafted
+        ledger.num_accepted += num_accepted
+        try:
+            self.proposers[seq.draft_source].observe(seq, num_drafted, num_accepted)
+        except Exception:
+            _log.exception("the proposer failed to note a result of request %s", seq.request_id)
 
     def finish(self, seq: Sequence) -> None:
         """Pass the end of a request on."""
-        for proposer in (self._proposer, self._batch_proposer):
-            if proposer is not None and seq.request.speculate:
-                try:
-                    proposer.finish(seq)
-                except Exception:
-                    _log.exception("the proposer failed to note the end of request %s", seq.request_id)
+        if not seq.request.speculate:
+            return
+        for proposer in self.proposers.values():
+            try:
+                proposer.finish(seq)
+            except Exception:
+                _log.exception("the proposer failed to note the end of request %s", seq.request_id)
 
     def check_integrity(self, request_ids: set[str]) -> None:
         """Assert that no proposer holds anything but for the requests with these ids."""
-        if self._batch_proposer is not None:
-            self._batch_proposer.check_integrity(request_ids)
+        for proposer in self.proposers.values():
+            proposer.check_integrity(request_ids)
 
     def _limit(self, seq: Sequence, share: int) -> int:
         """Draft tokens that `seq` may have: a draft is always followed by one drawn token."""
@@ -133,40 +177,32 @@ class Drafter:
             limit = min(limit, request.max_draft_tokens)
         return min(share, limit, seq.max_total_tokens - len(seq.tokens) - 1)
 
-    def _propose_one(self, seq: Sequence, limit: int) -> list[int]:
-        assert self._proposer is not None
-        try:
-            draft = self._proposer.propose(seq, limit)
-        except Exception:
-            _log.exception("the proposer failed; request %s goes on without a draft", seq.request_id)
-            return []
-        seq.draft_source = self._proposer.source
-        return self._checked(draft, limit)
-
-    def _propose_together(
-        self, proposer: BatchProposer, decoding: list[Sequence], drafts: list[list[int]], spare: int
-    ) -> None:
-        """Fill in drafts where `drafts` has none."""
-        missing = [i for i, draft in enumerate(drafts) if not draft]
-        share = max(1, spare // max(1, len(missing)))
-        limits = [(i, self._limit(decoding[i], share)) for i in missing[:spare]]
+    def _ask(self, proposer: BatchProposer, decoding: list[Sequence], drafts: dict[int, list[int]], spare: int) -> int:
+        """Add drafts for those that have none. Returns the number of tokens."""
+        missing = [i for i in range(len(decoding)) if i not in drafts][:spare]
+        share = spare // max(1, len(missing))
+        limits = [(i, self._limit(decoding[i], share)) for i in missing]
         asked = [(i, limit) for i, limit in limits if limit > 0]
         if not asked:
-            return
+            return 0
         try:
             proposed = proposer.propose([(decoding[i], limit) for i, limit in asked])
         except Exception:
-            _log.exception("the draft model failed; the step goes on without its drafts")
-            return
-        for (i, limit), draft in zip(asked, proposed, strict=True):
-            decoding[i].draft_source = proposer.source
-            drafts[i] = self._checked(draft, limit)
+            _log.exception("the source %r failed; the step goes on without its drafts", proposer.source)
+            return 0
+        num_tokens = 0
+        for (i, limit), tokens in zip(asked, proposed, strict=True):
+            if tokens and (draft := self._checked(tokens, limit)):
+                decoding[i].draft_source = proposer.source
+                drafts[i] = draft
+                num_tokens += len(draft)
+        return num_tokens
 
     def _checked(self, draft: list[int], limit: int) -> list[int]:
-        for i, token in enumerate(draft[:limit]):
-            if not 0 <= token < self._vocab_size:
-                return draft[:i]
-        return draft[:limit]
+        draft = draft[:limit]
+        if min(draft) >= 0 and max(draft) < self._vocab_size:
+            return draft
+        return list(takewhile(lambda token: 0 <= token < self._vocab_size, draft))
 
 
 def make_drafter(
@@ -185,10 +221,11 @@ def make_drafter(
     """
     limits = config or SpeculativeConfig()
     length = DraftLength(limits.max_draft_tokens)
-    together = make_draft_model(length) if make_draft_model is not None and config is not None else None
-    if proposer is None and config is not None and config.lookup:
-        history = LookupHistory() if config.lookup_history else None
-        proposer = LookupProposer(length, history)
-    elif together is None:
-        return None if proposer is None else Drafter(proposer, limits, vocab_size)
-    return Drafter(proposer, limits, vocab_size, length, together)
+    proposers: list[BatchProposer] = []
+    if proposer is not None:
+        proposers.append(OneByOne(proposer))
+    elif config is not None and config.lookup:
+        proposers.append(LookupProposer(length, LookupHistory() if config.lookup_history else None))
+    if make_draft_model is not None and config is not None:
+        proposers.append(make_draft_model(length))
+    return Drafter(proposers, limits, vocab_size, length) if proposers else None

@@ -19,6 +19,8 @@ from realm.kernels.ops import Executor
 
 SURENESS_BOUNDS = np.array((0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95), np.float32)
 """[C - 1] between the classes of sureness: of a model's own probability of its likeliest token."""
+NUM_CLASSES = len(SURENESS_BOUNDS) + 1
+"""C."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ def test_a_draft_model_that_fails_costs_only_its_drafts(caplog: pytest.LogCaptur
     assert tokens(driver) == EXPECTED
     stats = driver.engine.stats()
     assert stats.num_accepted_tokens == stats.num_drafted_tokens > 0, "what a failed step left was used"
-    assert "the draft model failed" in caplog.text
+    assert "the source 'draft' failed" in caplog.text
 
 
 def test_logits_that_are_not_finite_are_no_drafts_to_trust():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from tests.engine_harness import Driver, ScriptedProposer, alone, assert_idle, make_engine, prompt_of, request_of
+from tests.speculation_harness import always_draft
 
 from realm.core.config import EngineConfig, SpeculativeConfig
 from realm.core.errors import (
@@ -350,7 +351,9 @@ def test_lookup_is_on_when_the_config_asks_and_is_invisible():
     config = EngineConfig(kv_block_tokens=16, speculative=SpeculativeConfig(), num_threads=1)
     prompt = prompt_of(1, 6) * 8  # repetition makes guesses
     requests = [request_of(f"r{i}", prompt, max_tokens=60, temperature=0.4, seed=i, logprobs=1) for i in range(4)]
-    driver = run(*requests, config=config)
+    driver = Driver(always_draft(make_engine(config)))
+    driver.add(*requests)
+    driver.drain()
     for request in requests:
         right = alone(request)
         result = driver.results[request.request_id]

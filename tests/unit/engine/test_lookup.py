@@ -19,7 +19,7 @@ def sequence(tokens: list[int], domain: bytes = b"A", tenant: str = "t") -> Sequ
 
 
 def propose(tokens: list[int], max_tokens: int = 4) -> list[int]:
-    return LookupProposer().propose(sequence(tokens), max_tokens)
+    return LookupProposer().propose([(sequence(tokens), max_tokens)])[0]
 
 
 def test_what_followed_the_latest_tokens_before_is_proposed() -> None:
@@ -68,7 +68,7 @@ def decode(proposer: LookupProposer, seq: Sequence, output: list[int], max_token
     """Make `output` come out of `seq` with drafts verified against it. Returns the number of steps."""
     num_steps = 0
     while output:
-        drafts = proposer.propose(seq, max_tokens)
+        drafts = proposer.propose([(seq, max_tokens)])[0]
         assert len(drafts) <= max_tokens
         num_accepted = 0
         while num_accepted < min(len(drafts), len(output) - 1) and drafts[num_accepted] == output[num_accepted]:
@@ -108,10 +108,10 @@ def test_history_helps_the_same_domain_only() -> None:
     secret = random.Random(3).choices(range(1000), k=60)
     proposer = LookupProposer(history=LookupHistory())
     first = sequence(secret, b"A")
-    proposer.propose(first, 4)
+    proposer.propose([(first, 4)])[0]
     proposer.finish(first)
-    assert proposer.propose(sequence([7, *secret[10:13]], b"A"), 4) == secret[13:17]
-    assert proposer.propose(sequence([7, *secret[10:13]], b"B"), 4) == []
+    assert proposer.propose([(sequence([7, *secret[10:13]], b"A"), 4)])[0] == secret[13:17]
+    assert proposer.propose([(sequence([7, *secret[10:13]], b"B"), 4)])[0] == []
 
 
 @given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 5), min_size=1, max_size=12)), max_size=30))
@@ -121,7 +121,7 @@ def test_no_token_of_another_domain_is_ever_proposed(requests: list[tuple[bool, 
     for in_a, tokens in requests:
         mine = tokens if in_a else [t + 10 * (i % 3 == 2) for i, t in enumerate(tokens)]
         seq = sequence(mine, b"A" if in_a else b"B")
-        drafts = proposer.propose(seq, 6)
+        drafts = proposer.propose([(seq, 6)])[0]
         if in_a:
             assert all(token < 10 for token in drafts)
         proposer.finish(seq)
@@ -130,10 +130,10 @@ def test_no_token_of_another_domain_is_ever_proposed(requests: list[tuple[bool, 
 def test_without_a_history_nothing_outlives_a_request() -> None:
     proposer = LookupProposer()
     seq = sequence([1, 2, 3, 4])
-    proposer.propose(seq, 4)
+    proposer.propose([(seq, 4)])[0]
     proposer.finish(seq)
     assert seq.draft_state is None
-    assert proposer.propose(sequence([1, 2]), 4) == []
+    assert proposer.propose([(sequence([1, 2]), 4)])[0] == []
 
 
 def test_a_draft_does_not_run_into_the_next_document() -> None:
@@ -141,8 +141,8 @@ def test_a_draft_does_not_run_into_the_next_document() -> None:
     history.add(b"A", [1, 2, 3])
     history.add(b"A", [4, 5, 6])
     proposer = LookupProposer(history=history)
-    assert proposer.propose(sequence([9, 1, 2]), 4) == [3]
-    assert proposer.propose(sequence([9, 2, 3]), 4) == []
+    assert proposer.propose([(sequence([9, 1, 2]), 4)])[0] == [3]
+    assert proposer.propose([(sequence([9, 2, 3]), 4)])[0] == []
 
 
 def test_history_is_bounded_in_tokens_and_domains() -> None:
@@ -173,11 +173,11 @@ def test_a_request_may_draft_on_while_its_history_is_renewed() -> None:
     history.add(b"A", document)
     proposer = LookupProposer(history=history)
     seq = sequence([1, *document[:4]])
-    assert proposer.propose(seq, 2) == document[4:6]
+    assert proposer.propose([(seq, 2)])[0] == document[4:6]
     for start in range(0, 400, 40):
         history.add(b"A", list(range(1000 + start, 1040 + start)))
     seq.tokens.extend(document[4:7])
-    assert proposer.propose(seq, 2) == document[7:9]
+    assert proposer.propose([(seq, 2)])[0] == document[7:9]
 
 
 def test_guesses_that_are_wrong_stop_being_drafted_and_come_back_when_right() -> None:
@@ -190,8 +190,10 @@ def test_guesses_that_are_wrong_stop_being_drafted_and_come_back_when_right() ->
 
     def step(following: int) -> int:
         length.begin_step(1, 1.0)
-        drafts = proposer.propose(seq, 8)
+        drafts = proposer.propose([(seq, 1)])[0]
         seq.tokens.append(following)
+        if drafts:
+            proposer.observe(seq, 1, drafts == [following])
         return len(drafts)
 
     drafted = []
@@ -210,10 +212,10 @@ def test_steps_without_guesses_are_caught_up_with() -> None:
     passage = list(range(100, 140))
     seq = sequence([*passage, 1, 2, *passage[:4]])
     length.begin_step(1, 1.0)
-    assert proposer.propose(seq, 3) == passage[4:7]
+    assert proposer.propose([(seq, 3)])[0] == passage[4:7]
     for token in passage[4:9]:
         length.begin_step(18, 18.0)
-        assert proposer.propose(seq, 3) == []
+        assert proposer.propose([(seq, 3)])[0] == []
         seq.tokens.append(token)
     length.begin_step(1, 1.0)
-    assert proposer.propose(seq, 3) == passage[9:12]
+    assert proposer.propose([(seq, 3)])[0] == passage[9:12]
