@@ -30,8 +30,9 @@ REALM_INLINE void rows_times_tiles(const MatmulArgs& args, const uint8_t* w, int
     const auto* panel = reinterpret_cast<const ActivationBlock*>(args.panels) + row / kPanelRows * (args.num_inputs / kBlockInputs);
     const PanelRows x(panel, row % kPanelRows);
     const int num_groups = args.num_inputs / (kBlockInputs * integer_layout<type>().group_blocks());
+    const uint8_t* ahead = C > 1 && args.ahead != nullptr ? args.ahead->take(args.num_inputs / kBlockInputs * kAheadBytes) : nullptr;
     integer_tiles<type, C, R>(w, tile_bytes<type>(args.num_inputs), x, num_groups, out, args.out_stride, num_lanes,
-                              args.accumulate, prefetch_bytes);
+                              args.accumulate, prefetch_bytes, ahead);
   }
 }
 

@@ -8,6 +8,25 @@
 
 namespace realm {
 
+// Memory that a later op will read, as pieces of something at `base`. Kernels for many rows leave memory idle most of the time:
+// they fetch this to the second-level cache meanwhile.
+struct Span {
+  size_t offset, num_bytes;
+};
+struct FetchAhead {
+  const uint8_t* base = nullptr;
+  const Span *next = nullptr, *end = nullptr;
+  size_t done = 0;  // bytes of *next
+
+  // Where the next `num_bytes` begin, or null when nothing is left. The end of a span may be overrun: a fetch never fails.
+  __attribute__((always_inline)) inline const uint8_t* take(size_t num_bytes) {
+    if (next != end && done >= next->num_bytes) next++, done = 0;
+    if (next == end) return nullptr;
+    done += num_bytes;
+    return base + next->offset + done - num_bytes;
+  }
+};
+
 // out[M, N] (+)= x[M, K] W[N, K]^T
 struct MatmulArgs {
   const uint8_t* weights;  // packed (pack.h)
@@ -23,6 +42,7 @@ struct MatmulArgs {
   int first_row = 0;
   // How far ahead of use weights are fetched. They are one sequential stream, and this was the best distance measured.
   ptrdiff_t prefetch_bytes = 5120;
+  FetchAhead* ahead = nullptr;
 };
 
 // Computes the output features of the weight tiles [tile_begin, tile_end) for all rows. A row's result depends neither on

@@ -102,11 +102,12 @@ int num_units(const Matrix& w) { return (w.num_rows + kColumns - 1) / kColumns; 
 
 // Output columns [32 unit_begin, 32 unit_end) of one matrix, for all rows, to `out` on.
 void run_units(const Kernels& k, const Value& x, const MatmulPart& part, int num_rows, int unit_begin, int unit_end,
-               float* out, std::size_t out_stride, bool accumulate) {
+               float* out, std::size_t out_stride, bool accumulate, const Lane& lane) {
   const Matrix& w = *part.matrix;
   const int num_columns = std::min(w.num_rows, unit_end * kColumns) - unit_begin * kColumns;
   const std::uint8_t* weights = w.packed + static_cast<std::size_t>(unit_begin) * (kColumns / kTileRows) * w.tile_bytes;
-  const MatmulArgs args{weights, num_columns, w.num_inputs, num_rows, x.panels, x.rows, x.row_stride, out, out_stride, accumulate};
+  MatmulArgs args{weights, num_columns, w.num_inputs, num_rows, x.panels, x.rows, x.row_stride, out, out_stride, accumulate};
+  args.ahead = lane.ahead;
   k.matmul->matmul[w.type_id](args, 0, (num_columns + kTileRows - 1) / kTileRows);
   if (part.bias == nullptr) return;
   const float* bias = part.bias + unit_begin * kColumns;
@@ -157,7 +158,7 @@ class Matmul final : public Op {
       const int begin = std::max(share.begin - before, 0), end = std::min(share.end - before, units);
       if (begin < end) {
         float* out = out_.rows + column + begin * kColumns;
-        run_units(k_, x_, part, num_rows, begin, end, out, out_.row_stride, accumulate_);
+        run_units(k_, x_, part, num_rows, begin, end, out, out_.row_stride, accumulate_, lane);
         run_adapters(k_, step, lora_, index, *part.matrix, begin, end, out, out_.row_stride);
       }
       before += units;
@@ -185,15 +186,16 @@ class GatedMatmul final : public Op {
     const Share share = share_of(num_units(*gate_.matrix), lane.thread, lane.num_threads);
     const int at_once = std::max<int>(1, static_cast<int>(kGatedScratchFloats / (std::size_t(num_rows) * 2 * kColumns)));
     for (int begin = share.begin; begin < share.end; begin += at_once)
-      run_columns(step, begin, std::min(share.end, begin + at_once), lane.scratch);
+      run_columns(step, begin, std::min(share.end, begin + at_once), lane);
   }
 
  private:
-  void run_columns(const Step& step, int begin, int end, float* scratch) const {
+  void run_columns(const Step& step, int begin, int end, const Lane& lane) const {
     const int num_rows = step.num_tokens();
+    float* scratch = lane.scratch;
     const std::size_t half = std::size_t(end - begin) * kColumns, stride = 2 * half;
-    run_units(k_, x_, gate_, num_rows, begin, end, scratch, stride, false);
-    run_units(k_, x_, up_, num_rows, begin, end, scratch + half, stride, false);
+    run_units(k_, x_, gate_, num_rows, begin, end, scratch, stride, false, lane);
+    run_units(k_, x_, up_, num_rows, begin, end, scratch + half, stride, false, lane);
     run_adapters(k_, step, lora_, 0, *gate_.matrix, begin, end, scratch, stride);
     run_adapters(k_, step, lora_, 1, *up_.matrix, begin, end, scratch + half, stride);
     k_.rows.gated({scratch, scratch + half, stride, activation_, out_.sink()}, 0, num_rows, begin, end);
@@ -266,6 +268,10 @@ class Attend final : public Op {
     const std::vector<AttentionItem>& items = plan_->items[lane.thread];
     for (std::size_t i = 0; i < items.size(); ++i)
       kernel_(args_, items[i], i + 1 < items.size() ? &items[i + 1] : nullptr, lane.scratch);
+  }
+  void announce(const Lane& lane) const override {
+    const std::vector<Span>& spans = plan_->spans[lane.thread];
+    *lane.ahead = {args_.pool, spans.data(), spans.data() + spans.size()};
   }
 
  private:

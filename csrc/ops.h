@@ -38,6 +38,7 @@ struct LoraRanks {
 struct Lane {
   int thread, num_threads;
   float* scratch;  // of this thread
+  FetchAhead* ahead;
 };
 
 class Op {
@@ -47,6 +48,8 @@ class Op {
   virtual void run(const Step& step, const Lane& lane) const = 0;
   // True for all threads alike: this step has nothing to do here, not even a barrier.
   virtual bool idle(const Step&) const { return false; }
+  // Has the ops before it fetch what this one will read.
+  virtual void announce(const Lane&) const {}
   const std::string& name() const { return name_; }
 
  private:

@@ -255,7 +255,7 @@ void Program::add(int x, int y, int out) {
 AttentionPlan* Program::plan(const AttentionShape& shape) {
   for (AttentionPlan& plan : plans_)
     if (plan.shape == shape) return &plan;
-  plans_.push_back({shape, {}});
+  plans_.push_back({shape, {}, {}});
   return &plans_.back();
 }
 
@@ -275,7 +275,8 @@ void Program::attention(int qkv, const HeadSpec& spec, int out) {
   add_op(make_heads(kernels_, heads));
   need_scratch(attention_scratch(spec.head_dim));
   AttentionArgs args{from.rows, from.row_stride, spec.num_heads / spec.num_kv_heads, spec.window, layout, pool, to.sink()};
-  add_op(make_attend(kernels_, args, plan({spec.num_heads, spec.num_kv_heads, spec.window})));
+  attention_ops_.push_back(ops_.size());
+  add_op(make_attend(kernels_, args, plan({spec.num_heads, spec.num_kv_heads, spec.window, layout})));
 }
 
 int Program::logits(int x, const std::vector<int>& matrices, const std::vector<int>& biases) {
@@ -298,13 +299,20 @@ void Program::step(const StepInput& input) {
   for (AttentionPlan& plan : plans_) step_.split_attention(plan, config_.num_threads);
   op_microseconds_.resize(ops_.size());
   pool_->run([&](int thread) {
-    const Lane lane{thread, config_.num_threads, reinterpret_cast<float*>(scratch_[thread].data())};
+    FetchAhead ahead;
+    const Lane lane{thread, config_.num_threads, reinterpret_cast<float*>(scratch_[thread].data()), &ahead};
+    auto attention = attention_ops_.begin();
+    if (attention != attention_ops_.end()) ops_[*attention]->announce(lane);
     const bool timed = profiling_ && thread == 0;
     double before = timed ? microseconds_now() : 0.0;
     for (std::size_t i = 0; i < ops_.size(); ++i) {
       if (ops_[i]->idle(step_)) continue;
       ops_[i]->run(step_, lane);
       pool_->barrier();
+      if (attention != attention_ops_.end() && *attention == i) {
+        ahead = {};
+        if (++attention != attention_ops_.end()) ops_[*attention]->announce(lane);
+      }
       if (!timed) continue;
       const double now = microseconds_now();
       op_microseconds_[i] += now - before;

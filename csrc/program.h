@@ -121,6 +121,7 @@ class Program {
   std::vector<HugeBuffer> scratch_;  // of each thread
   std::size_t scratch_floats_ = 0;
   std::vector<OpPtr> ops_;
+  std::vector<std::size_t> attention_ops_;  // where they are among ops_
   std::vector<LoraSite> sites_;
   AdapterSlots adapters_;
   HugeBuffer ranks_memory_;

@@ -14,6 +14,20 @@ void require(bool ok, const char* what, long value, long limit) {
 // Rows of one request that share each read of its keys and values.
 int rows_per_item(int heads_per_kv) { return std::max(1, kMaxItemQueries / heads_per_kv); }
 
+// Appends what `item` reads of the KV pool: keys, then values, block by block.
+void append_spans(const AttentionItem& item, const AttentionShape& shape, std::vector<Span>& spans) {
+  const KVLayout& kv = shape.kv;
+  const int head = item.head / (shape.num_heads / shape.num_kv_heads), end = item.position + item.num_rows;
+  const int first = shape.window > 0 ? std::max(0, item.position - shape.window + 1) : 0;
+  const std::size_t token_bytes = std::size_t(kv.head_dim) * kv.element_bytes();
+  for (int token = first / kv.block_tokens * kv.block_tokens; token < end; token += kv.block_tokens) {
+    const std::size_t at = kv.block_bytes() * item.block_table[token / kv.block_tokens] + kv.head_bytes() * head;
+    const int used = std::min(kv.block_tokens, (end - token + 15) / 16 * 16);
+    spans.push_back({at, used * token_bytes});
+    spans.push_back({at + kv.values_offset(), used * token_bytes});
+  }
+}
+
 }  // namespace
 
 void Step::set(const StepInput& input, const StepLimits& limits) {
@@ -122,6 +136,11 @@ void Step::split_attention(AttentionPlan& plan, int num_threads) const {
       items.back().num_heads = 1;
     }
   });
+  plan.spans.resize(num_threads);
+  for (int thread = 0; thread < num_threads; ++thread) {
+    plan.spans[thread].clear();
+    for (const AttentionItem& item : plan.items[thread]) append_spans(item, shape, plan.spans[thread]);
+  }
 }
 
 }  // namespace realm

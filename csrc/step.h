@@ -7,6 +7,7 @@
 
 #include "adapter.h"
 #include "attention.h"
+#include "matmul_table.h"
 
 namespace realm {
 
@@ -28,14 +29,16 @@ struct StepLimits {
 // Attention of layers that agree in these is split alike.
 struct AttentionShape {
   int num_heads, num_kv_heads, window;
+  KVLayout kv;
   bool operator==(const AttentionShape& o) const {
-    return num_heads == o.num_heads && num_kv_heads == o.num_kv_heads && window == o.window;
+    return num_heads == o.num_heads && num_kv_heads == o.num_kv_heads && window == o.window && kv.head_dim == o.kv.head_dim;
   }
 };
 
 struct AttentionPlan {
   AttentionShape shape;
   std::vector<std::vector<AttentionItem>> items;  // of each thread
+  std::vector<std::vector<Span>> spans;           // of the layer's KV pool, that each thread will read
 };
 
 // The adapters that a step may use, by slot; null where a slot is empty.
