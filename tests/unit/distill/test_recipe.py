@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from realm.core.errors import InvalidRequest
+from realm.core.types import Int32Array
 from realm.distill.chats import plan_chats
 from realm.distill.corpus import TorchAuthor
 from realm.distill.recipe import Outcome, Recipe, distill, plan_of
@@ -33,7 +34,13 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def run(target: Path, directory: Path, recipe: Recipe = RECIPE, stop_at: int | None = None) -> Outcome:
+def run(
+    target: Path,
+    directory: Path,
+    recipe: Recipe = RECIPE,
+    stop_at: int | None = None,
+    corpus: Int32Array | None = None,
+) -> Outcome:
     def report(stage: str, done: int, total: int, remark: str) -> None:
         if stage == "training" and stop_at is not None and done >= stop_at:
             raise KeyboardInterrupt
@@ -45,7 +52,7 @@ def run(target: Path, directory: Path, recipe: Recipe = RECIPE, stop_at: int | N
         plan = plan_chats(load_chat_template(file.metadata, tokenizer), tokenizer)
         work = WorkDir(directory / "work", plan_of(recipe, file.fingerprint, ""))
         author = TorchAuthor(teacher, plan.chat, torch.device("cpu"))
-        return distill(file, teacher, author, plan, directory / "draft.gguf", recipe, work, report)
+        return distill(file, teacher, author, plan, directory / "draft.gguf", recipe, work, report, corpus)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,22 @@ def test_stopped_and_gone_on_with_it_gives_the_same_file(
     assert not (tmp_path / "draft.gguf").exists()
     assert run(target, tmp_path) == done[1]
     assert (tmp_path / "draft.gguf").read_bytes() == (done[0] / "draft.gguf").read_bytes()
+
+
+def test_what_it_can_propose_is_what_a_corpus_says(target: Path, tmp_path: Path) -> None:
+    """Whoever says it, and with the whole vocabulary, the head stays the target's."""
+    corpus = np.tile(np.arange(40, 60, dtype=np.int32), 40)
+    recipe = replace(RECIPE, vocab_size=20, num_steps=3)
+    run(target, tmp_path, recipe, corpus=corpus)
+    with GGUFFile.open(tmp_path / "draft.gguf") as file:
+        assert file.metadata["realm.draft.token_ids"] == list(range(40, 60))
+        assert file.tensors["output.weight"].shape[0] == 20
+    with GGUFFile.open(target) as file:
+        vocab_size = read_spec(file.metadata, None).vocab_size
+    (tmp_path / "whole").mkdir()
+    run(target, tmp_path / "whole", replace(recipe, vocab_size=vocab_size), corpus=corpus)
+    with GGUFFile.open(tmp_path / "whole" / "draft.gguf") as file:
+        assert "output.weight" not in file.tensors
 
 
 def test_it_does_not_go_on_with_another_plan(target: Path, done: tuple[Path, Outcome]) -> None:

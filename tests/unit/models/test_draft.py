@@ -14,6 +14,7 @@ from realm.distill.make import make_draft
 from realm.gguf.reader import GGUFFile
 from realm.gguf.writer import OutputTensor, write_gguf
 from realm.models.draft import DraftWeights, embedding_norms, fits, read_draft, vocabulary_hash
+from realm.models.weights import dequantize_tensor
 from realm.testing.tiny import TinyModel, tiny_metadata, tiny_tensors, write_tiny_model
 
 TARGET = TinyModel("llama", QuantType.Q8_0, num_layers=3)
@@ -168,6 +169,21 @@ def test_a_draft_file_for_another_model_is_told(target: Path, other: TinyModel, 
 def test_a_malformed_draft_file_is_an_error(target: Path, metadata: dict[str, object], match: str) -> None:
     with pytest.raises(ModelFileError, match=match):
         read(rewritten(pruned(target), metadata), target)
+
+
+def test_a_head_of_its_own_has_a_row_for_each_token_that_it_can_propose(target: Path) -> None:
+    token_ids = [3, 5, 8]
+    with GGUFFile.open(target) as file:
+        rng = np.random.default_rng(0)
+        values = {name: rng.normal(size=info.shape).astype(np.float32) for name, info in file.tensors.items()}
+        values["output.weight"] = np.repeat(np.float32([[1], [2], [4]]), file.tensors["token_embd.weight"].shape[1], 1)
+        path = target.with_name("trained.gguf")
+        draft = make_draft(file, path, [0, 2], token_ids, trained=values.__getitem__)
+    head = read(draft, target).weights.head
+    assert dequantize_tensor(head.parts[0])[:, 0].tolist() == [1, 2, 4]
+    for others in ([3, 5], [3, 5, 8, 9], None):
+        with pytest.raises(ModelFileError, match=r"output\.weight"):
+            read(rewritten(draft, {"realm.draft.token_ids": others}), target)
 
 
 def test_tokens_with_their_lengths_make_the_hash() -> None:
