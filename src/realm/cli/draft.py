@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from realm.distill.recipe import Outcome, Recipe
     from realm.distill.workdir import WorkDir
     from realm.gguf.reader import GGUFFile
+    from realm.models.config import ModelSpec
     from realm.runtime.model import Model as LoadedModel
     from realm.tokenizer.tokenizer import Tokenizer
 
@@ -29,7 +30,6 @@ app = typer.Typer(help="Make draft models: small ones that guess ahead for a lar
 _DEFAULT_NUM_LAYERS = 4
 _DEFAULT_VOCAB = 8192
 _WRITTEN_AT_ONCE = 32
-_WRITTEN_AT_ONCE_CUDA = 4096
 _MAX_TEXT_TOKENS = 1024
 
 Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="The GGUF file to write.")]
@@ -129,7 +129,7 @@ def distill(
             num_steps=steps,
             batch_tokens=batch_tokens,
             learning_rate=learning_rate,
-            rows_per_round=_WRITTEN_AT_ONCE_CUDA if on_cuda else _WRITTEN_AT_ONCE,
+            rows_per_round=_rows_at_once(spec) if on_cuda else _WRITTEN_AT_ONCE,
             num_held_out=_WRITTEN_AT_ONCE * (8 if on_cuda else 1),
             seed=seed,
         )
@@ -188,6 +188,14 @@ def _distill(
     with _writer(file.path, threads) as model:
         engine_author = EngineAuthor(model, plan.chat)
         return run_recipe(file, teacher, engine_author, plan, out, recipe, work, bars.report, corpus)
+
+
+def _rows_at_once(spec: ModelSpec) -> int:
+    import torch
+
+    from realm.distill.corpus import rows_at_once
+
+    return rows_at_once(spec, torch.cuda.get_device_properties(0).total_memory)
 
 
 def _check_place(out: Path) -> None:

@@ -9,12 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from realm.distill.chats import MIN_P, ChatTokens, Rows, Text
+from realm.distill.chats import LENGTH_TOKENS, MIN_P, ChatTokens, Rows, Text
 from realm.distill.sequence_ops import DenseCache
 from realm.distill.student import TorchModel
+from realm.models.config import ModelSpec
 
 _GREEDY = 1e-4  # a temperature at which nothing but the likeliest token is within MIN_P
+_MAX_ROWS_AT_ONCE = 4096
 _SEEN_AT_ONCE = 64  # a step attends over this many tokens more than it must, at most
+
+
+def rows_at_once(spec: ModelSpec, memory_bytes: int) -> int:
+    """Short texts to write side by side on a GPU with this much memory: keys and values (float16) take half at most."""
+    row_bytes = LENGTH_TOKENS * spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim * 2
+    fitting = max(1, memory_bytes // 2 // row_bytes)
+    return min(
+        _MAX_ROWS_AT_ONCE, 1 << (fitting.bit_length() - 1)
+    )  # a power of two, so that similar GPUs write the same
 
 
 class TorchAuthor:

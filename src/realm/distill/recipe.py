@@ -34,7 +34,7 @@ _SAVE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to distil; the same recipe gives the same draft on the same machine."""
+    """How to distil; on a CPU the same recipe gives the same draft on the same machine."""
 
     layers: tuple[int, ...]
     vocab_size: int

@@ -11,7 +11,7 @@ import torch
 
 from realm.core.errors import InvalidRequest
 from realm.distill.chats import ChatPlan, ChatTokens, EngineAuthor, Text, Turns, encode_corpus, plan_chats
-from realm.distill.corpus import TorchAuthor, _Turns
+from realm.distill.corpus import TorchAuthor, _Turns, rows_at_once
 from realm.distill.student import TorchModel
 from realm.gguf.reader import GGUFFile
 from realm.models.config import read_spec
@@ -145,6 +145,14 @@ def test_torch_writes_what_the_engine_writes(path: Path) -> None:
         expected = EngineAuthor(model, plan.chat).write(texts, 96, 0)
         written = TorchAuthor(teacher, plan.chat, torch.device("cpu")).write(texts, 96, 0)
     assert np.array_equal(written, expected)
+
+
+def test_texts_written_at_once_fit_the_memory(path: Path) -> None:
+    with GGUFFile.open(path) as file:
+        spec = read_spec(file.metadata, None)
+    row_bytes = 256 * spec.num_layers * spec.num_kv_heads * spec.head_dim * 4
+    numbers = [rows_at_once(spec, num * 2 * row_bytes) for num in (0, 1, 2, 3, 1000, 10**9)]
+    assert numbers == [1, 1, 2, 2, 512, 4096]
 
 
 def test_a_corpus(tokenizer: Tokenizer) -> None:
