@@ -23,9 +23,8 @@ def rows_at_once(spec: ModelSpec, memory_bytes: int) -> int:
     """Short texts to write side by side on a GPU with this much memory: keys and values (float16) take half at most."""
     row_bytes = LENGTH_TOKENS * spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim * 2
     fitting = max(1, memory_bytes // 2 // row_bytes)
-    return min(
-        _MAX_ROWS_AT_ONCE, 1 << (fitting.bit_length() - 1)
-    )  # a power of two, so that similar GPUs write the same
+    power_of_two = 1 << (fitting.bit_length() - 1)  # so that similar GPUs write the same
+    return min(_MAX_ROWS_AT_ONCE, power_of_two)
 
 
 class TorchAuthor:
