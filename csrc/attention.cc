@@ -14,12 +14,12 @@ Tile tile_at(const AttentionArgs& args, const int32_t* block_table, int kv_head,
   tile.first_token = first_token;
   const int left = (end_token - first_token + 15) / 16;
   tile.num_groups = left < kTileGroups ? left : kTileGroups;
-  const size_t block_bytes = kv.block_bytes(), head_offset = kv.head_bytes() * kv_head;
+  const size_t head_offset = kv.head_bytes() * kv_head;
   const size_t group_bytes = size_t(16) * kv.head_dim * kv.element_bytes();
   for (int g = 0; g < kTileGroups; ++g) {
     // Groups past the end repeat the last one: readable, and masked.
     const int token = first_token + 16 * (g < tile.num_groups ? g : tile.num_groups - 1);
-    const uint8_t* head = args.pool + block_bytes * block_table[token / kv.block_tokens] + head_offset;
+    const uint8_t* head = args.layer.block(block_table[token / kv.block_tokens]) + head_offset;
     const int in_block = token % kv.block_tokens;
     tile.keys[g] = head + group_bytes * (in_block / 16);
     tile.values[g] = tile.keys[g] + kv.values_offset();

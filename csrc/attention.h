@@ -27,7 +27,7 @@ struct AttentionArgs {
   int heads_per_kv;        // H / G
   int window;              // position p sees p - window + 1 .. p; 0: everything
   KVLayout kv;
-  const std::uint8_t* pool;  // this layer's blocks
+  KVLayer layer;
   Sink out;                  // [T, H*D]; panels only if D is a multiple of 32
 };
 

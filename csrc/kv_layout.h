@@ -1,6 +1,8 @@
-// How keys and values of one layer lie in the paged pool.
+// How keys and values lie in the paged pool.
 //
-// A block holds `block_tokens` tokens; inside it each KV head has one run of bytes:
+// A block holds `block_tokens` tokens, of all layers one after the other: what a request has is in few pages of memory, which
+// the system hands out when they are first written, so a growing batch never waits for many. In a layer's part of a block each
+// KV head has one run of bytes:
 //   f16, f32   K [tokens/16][D][16]       lane = token, so q.k is one multiply-add per dimension for 16 tokens
 //              V [tokens][D]              lane = dimension
 //   int8       K [tokens/16][D/4][16][4]  bytes as (value xor 0x80), see dot4_biased in simd.h
@@ -26,7 +28,15 @@ struct KVLayout {
   std::size_t key_scales_offset() const { return 2 * values_offset(); }
   std::size_t value_scales_offset() const { return key_scales_offset() + std::size_t(block_tokens) * 4; }
   std::size_t head_bytes() const { return key_scales_offset() + (type == KVType::int8 ? std::size_t(block_tokens) * 8 : 0); }
-  std::size_t block_bytes() const { return head_bytes() * num_kv_heads; }
+  std::size_t layer_bytes() const { return head_bytes() * num_kv_heads; }  // of a layer's part of a block
+};
+
+// A layer's parts of all blocks.
+struct KVLayer {
+  std::uint8_t* first = nullptr;  // in block 0
+  std::size_t block_bytes = 0;    // of all layers
+
+  std::uint8_t* block(std::int32_t id) const { return first + block_bytes * id; }
 };
 
 }  // namespace realm

@@ -243,7 +243,8 @@ class Add final : public Op {
 
 class Heads final : public Op {
  public:
-  Heads(const Kernels& k, HeadArgs args) : Op("rope and store"), kernel_(k.rows.heads), args_(args) {}
+  Heads(const Kernels& k, HeadArgs args, const KVPool& pool, std::size_t offset)
+      : Op("rope and store"), kernel_(k.rows.heads), args_(args), pool_(pool), offset_(offset) {}
   void run(const Step& step, const Lane& lane) const override {
     const int num_heads = args_.num_heads + 2 * args_.kv.num_kv_heads;
     Share rows{0, step.num_tokens()}, heads{0, num_heads};
@@ -251,32 +252,40 @@ class Heads final : public Op {
       rows = share_of(step.num_tokens(), lane.thread, lane.num_threads);
     else
       heads = share_of(num_heads, lane.thread, lane.num_threads);
+    HeadArgs args = args_;
+    args.layer = pool_.layer(offset_);
     for (int row = rows.begin; row < rows.end; ++row)
-      kernel_(args_, row, step.position(row), step.block(row), heads.begin, heads.end);
+      kernel_(args, row, step.position(row), step.block(row), heads.begin, heads.end);
   }
 
  private:
   decltype(RowKernels::heads) kernel_;
   HeadArgs args_;
+  const KVPool& pool_;
+  std::size_t offset_;
 };
 
 class Attend final : public Op {
  public:
-  Attend(const Kernels& k, AttentionArgs args, const AttentionPlan* plan)
-      : Op("attention"), kernel_(k.attention.attend), args_(args), plan_(plan) {}
+  Attend(const Kernels& k, AttentionArgs args, const KVPool& pool, std::size_t offset, const AttentionPlan* plan)
+      : Op("attention"), kernel_(k.attention.attend), args_(args), pool_(pool), offset_(offset), plan_(plan) {}
   void run(const Step&, const Lane& lane) const override {
+    AttentionArgs args = args_;
+    args.layer = pool_.layer(offset_);
     const std::vector<AttentionItem>& items = plan_->items[lane.thread];
     for (std::size_t i = 0; i < items.size(); ++i)
-      kernel_(args_, items[i], i + 1 < items.size() ? &items[i + 1] : nullptr, lane.scratch);
+      kernel_(args, items[i], i + 1 < items.size() ? &items[i + 1] : nullptr, lane.scratch);
   }
   void announce(const Lane& lane) const override {
     const std::vector<Span>& spans = plan_->spans[lane.thread];
-    *lane.ahead = {args_.pool, spans.data(), spans.data() + spans.size()};
+    *lane.ahead = {pool_.layer(offset_).first, spans.data(), spans.data() + spans.size()};
   }
 
  private:
   decltype(AttentionKernels::attend) kernel_;
   AttentionArgs args_;
+  const KVPool& pool_;
+  std::size_t offset_;
   const AttentionPlan* plan_;
 };
 
@@ -300,9 +309,11 @@ OpPtr make_gated(const Kernels& k, Value gate_up, Activation activation, Value o
   return std::make_unique<Gated>(k, gate_up, activation, out);
 }
 OpPtr make_add(const Kernels& k, Value x, Value y, Value out) { return std::make_unique<Add>(k, x, y, out); }
-OpPtr make_heads(const Kernels& k, HeadArgs args) { return std::make_unique<Heads>(k, args); }
-OpPtr make_attend(const Kernels& k, AttentionArgs args, const AttentionPlan* plan) {
-  return std::make_unique<Attend>(k, args, plan);
+OpPtr make_heads(const Kernels& k, HeadArgs args, const KVPool& pool, std::size_t offset) {
+  return std::make_unique<Heads>(k, args, pool, offset);
+}
+OpPtr make_attend(const Kernels& k, AttentionArgs args, const KVPool& pool, std::size_t offset, const AttentionPlan* plan) {
+  return std::make_unique<Attend>(k, args, pool, offset, plan);
 }
 
 std::size_t gated_scratch(int max_tokens) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "memory.h"
 #include "step.h"
 
 namespace realm {
@@ -39,6 +40,14 @@ struct Lane {
   int thread, num_threads;
   float* scratch;  // of this thread
   FetchAhead* ahead;
+};
+
+// Keys and values of all layers.
+struct KVPool {
+  HugeBuffer memory;
+  std::size_t block_bytes = 0;
+
+  KVLayer layer(std::size_t offset) const { return {memory.data() + offset, block_bytes}; }
 };
 
 class Op {
@@ -80,8 +89,9 @@ OpPtr make_matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Valu
 OpPtr make_gated_matmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out, LoraInlet lora);
 OpPtr make_gated(const Kernels& k, Value gate_up, Activation activation, Value out);
 OpPtr make_add(const Kernels& k, Value x, Value y, Value out);
-OpPtr make_heads(const Kernels& k, HeadArgs args);
-OpPtr make_attend(const Kernels& k, AttentionArgs args, const AttentionPlan* plan);
+// `offset`: of the layer's part of a block. The pool gets its memory when all layers are known.
+OpPtr make_heads(const Kernels& k, HeadArgs args, const KVPool& pool, std::size_t offset);
+OpPtr make_attend(const Kernels& k, AttentionArgs args, const KVPool& pool, std::size_t offset, const AttentionPlan* plan);
 
 // Floats of scratch that make_gated_matmul's op needs for steps of up to `max_tokens` rows.
 std::size_t gated_scratch(int max_tokens);

@@ -268,15 +268,15 @@ void Program::attention(int qkv, const HeadSpec& spec, int out) {
   require(spec.rope >= 0 && spec.rope < static_cast<int>(ropes_.size()), "attention: no such rope");
   require(2 * ropes_[spec.rope].num_pairs <= spec.head_dim, "attention: more rotated dimensions than head_dim");
   const KVLayout layout{config_.kv_type, config_.limits.block_tokens, spec.num_kv_heads, spec.head_dim};
-  kv_pools_.emplace_back(layout.block_bytes() * config_.limits.num_blocks);
-  std::uint8_t* pool = kv_pools_.back().data();
+  const std::size_t offset = kv_pool_.block_bytes;
+  kv_pool_.block_bytes += layout.layer_bytes();
   HeadArgs heads{from.rows, from.row_stride, spec.num_heads, vector(spec.q_norm, spec.head_dim), vector(spec.k_norm, spec.head_dim),
-                 spec.norm_eps, static_cast<float>(spec.scale * kLog2E), ropes_[spec.rope], layout, pool};
-  add_op(make_heads(kernels_, heads));
+                 spec.norm_eps, static_cast<float>(spec.scale * kLog2E), ropes_[spec.rope], layout, {}};
+  add_op(make_heads(kernels_, heads, kv_pool_, offset));
   need_scratch(attention_scratch(spec.head_dim));
-  AttentionArgs args{from.rows, from.row_stride, spec.num_heads / spec.num_kv_heads, spec.window, layout, pool, to.sink()};
+  AttentionArgs args{from.rows, from.row_stride, spec.num_heads / spec.num_kv_heads, spec.window, layout, {}, to.sink()};
   attention_ops_.push_back(ops_.size());
-  add_op(make_attend(kernels_, args, plan({spec.num_heads, spec.num_kv_heads, spec.window, layout})));
+  add_op(make_attend(kernels_, args, kv_pool_, offset, plan({spec.num_heads, spec.num_kv_heads, spec.window, layout})));
 }
 
 int Program::logits(int x, const std::vector<int>& matrices, const std::vector<int>& biases) {
@@ -285,6 +285,7 @@ int Program::logits(int x, const std::vector<int>& matrices, const std::vector<i
   for (const MatmulPart& part : p) width += part.matrix->num_rows;
   require(width <= config_.limits.vocab_size, "logits: the head has more rows than the vocabulary");
   logits_ = make_value(width, config_.limits.max_logit_rows, true, false);
+  kv_pool_.memory = HugeBuffer(kv_pool_.block_bytes * config_.limits.num_blocks);
   const LoraInlet lora = add_site(value(x), p, true);
   add_op(make_matmul(kernels_, value(x), std::move(p), logits_, false, true, lora));
   return lora.site;
@@ -296,7 +297,7 @@ void Program::step(const StepInput& input) {
   step_.set(input, config_.limits);
   step_.set_adapters(adapters_, sites_);
   fill_ropes(step_.num_positions());
-  for (AttentionPlan& plan : plans_) step_.split_attention(plan, config_.num_threads);
+  for (AttentionPlan& plan : plans_) step_.split_attention(plan, kv_pool_.block_bytes, config_.num_threads);
   op_microseconds_.resize(ops_.size());
   pool_->run([&](int thread) {
     FetchAhead ahead;
@@ -334,12 +335,6 @@ std::vector<OpTime> Program::profile() const {
   for (const auto& [name, time] : by_name) out.push_back({name, time});
   std::sort(out.begin(), out.end(), [](const OpTime& a, const OpTime& b) { return a.microseconds > b.microseconds; });
   return out;
-}
-
-std::size_t Program::kv_bytes() const {
-  std::size_t total = 0;
-  for (const HugeBuffer& pool : kv_pools_) total += pool.size();
-  return total;
 }
 
 }  // namespace realm

@@ -81,7 +81,7 @@ class Program {
 
   const ProgramConfig& config() const { return config_; }
   std::size_t weights_bytes() const { return weights_used_; }
-  std::size_t kv_bytes() const;
+  std::size_t kv_bytes() const { return kv_pool_.memory.size(); }
   ThreadPool& pool() { return *pool_; }
 
  private:
@@ -116,7 +116,7 @@ class Program {
   std::vector<RopeSource> rope_sources_;  // of each rope
   int num_rope_positions_ = 0;            // filled, in every rope
   std::vector<Value> values_;
-  std::vector<HugeBuffer> kv_pools_;  // of each attention op
+  KVPool kv_pool_;
   std::deque<AttentionPlan> plans_;
   std::vector<HugeBuffer> scratch_;  // of each thread
   std::size_t scratch_floats_ = 0;

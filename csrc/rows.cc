@@ -193,7 +193,7 @@ void heads(const HeadArgs& args, int row, int position, int32_t block, int head_
   const KVLayout& kv = args.kv;
   const int dim = kv.head_dim, first_key = args.num_heads, first_value = first_key + kv.num_kv_heads;
   float* qkv = args.qkv + static_cast<size_t>(row) * args.row_stride;
-  uint8_t* page = args.pool + static_cast<size_t>(block) * kv.block_bytes();
+  uint8_t* page = args.layer.block(block);
   const int token = position % kv.block_tokens;
   for (int head = head_begin; head < head_end; ++head) {
     float* x = qkv + static_cast<size_t>(head) * dim;

@@ -72,7 +72,7 @@ struct HeadArgs {
   float scale;  // on q
   RopeTable rope;
   KVLayout kv;
-  std::uint8_t* pool;  // this layer's blocks
+  KVLayer layer;
 };
 
 struct RowKernels {

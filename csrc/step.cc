@@ -15,13 +15,13 @@ void require(bool ok, const char* what, long value, long limit) {
 int rows_per_item(int heads_per_kv) { return std::max(1, kMaxItemQueries / heads_per_kv); }
 
 // Appends what `item` reads of the KV pool: keys, then values, block by block.
-void append_spans(const AttentionItem& item, const AttentionShape& shape, std::vector<Span>& spans) {
+void append_spans(const AttentionItem& item, const AttentionShape& shape, std::size_t block_bytes, std::vector<Span>& spans) {
   const KVLayout& kv = shape.kv;
   const int head = item.head / (shape.num_heads / shape.num_kv_heads), end = item.position + item.num_rows;
   const int first = shape.window > 0 ? std::max(0, item.position - shape.window + 1) : 0;
   const std::size_t token_bytes = std::size_t(kv.head_dim) * kv.element_bytes();
   for (int token = first / kv.block_tokens * kv.block_tokens; token < end; token += kv.block_tokens) {
-    const std::size_t at = kv.block_bytes() * item.block_table[token / kv.block_tokens] + kv.head_bytes() * head;
+    const std::size_t at = block_bytes * item.block_table[token / kv.block_tokens] + kv.head_bytes() * head;
     const int used = std::min(kv.block_tokens, (end - token + 15) / 16 * 16);
     spans.push_back({at, used * token_bytes});
     spans.push_back({at + kv.values_offset(), used * token_bytes});
@@ -95,7 +95,7 @@ void Step::set_adapters(const AdapterSlots& slots, const std::vector<LoraSite>& 
   }
 }
 
-void Step::split_attention(AttentionPlan& plan, int num_threads) const {
+void Step::split_attention(AttentionPlan& plan, std::size_t kv_block_bytes, int num_threads) const {
   const AttentionShape& shape = plan.shape;
   const int heads_per_kv = shape.num_heads / shape.num_kv_heads, rows_at_once = rows_per_item(heads_per_kv);
   const auto cost_of = [&](const AttentionItem& item) {
@@ -139,7 +139,7 @@ void Step::split_attention(AttentionPlan& plan, int num_threads) const {
   plan.spans.resize(num_threads);
   for (int thread = 0; thread < num_threads; ++thread) {
     plan.spans[thread].clear();
-    for (const AttentionItem& item : plan.items[thread]) append_spans(item, shape, plan.spans[thread]);
+    for (const AttentionItem& item : plan.items[thread]) append_spans(item, shape, kv_block_bytes, plan.spans[thread]);
   }
 }
 

@@ -38,7 +38,7 @@ struct AttentionShape {
 struct AttentionPlan {
   AttentionShape shape;
   std::vector<std::vector<AttentionItem>> items;  // of each thread
-  std::vector<std::vector<Span>> spans;           // of the layer's KV pool, that each thread will read
+  std::vector<std::vector<Span>> spans;           // of a KVLayer, from its `first` on, that each thread will read
 };
 
 // The adapters that a step may use, by slot; null where a slot is empty.
@@ -51,7 +51,7 @@ class Step {
   // After `set`: which rows use which adapter at which site. Throws on an empty slot.
   void set_adapters(const AdapterSlots& slots, const std::vector<LoraSite>& sites);
   // Fills `plan` for this step.
-  void split_attention(AttentionPlan& plan, int num_threads) const;
+  void split_attention(AttentionPlan& plan, std::size_t kv_block_bytes, int num_threads) const;
 
   const StepInput& input() const { return input_; }
   int num_tokens() const { return input_.num_tokens; }
