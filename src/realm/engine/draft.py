@@ -29,6 +29,7 @@ _PRIOR_RATES = (0.1, 0.25, 0.4, 0.55, 0.65, 0.8, 0.9, 0.97)
 _PRIOR_MEAN = 0.65
 _PRIOR_WEIGHT = 4.0
 _CURIOSITY = 0.3
+_VAIN_MIN_GAIN = 1.15
 _MAX_TENANTS = 1024
 _CATCH_UP_PER_TOKEN = 32  # a prompt is worth computing for at least one output token in this many
 _TRIED_LENGTHS = (1, 2, 3, 4, 6, 8, 12)
@@ -57,9 +58,14 @@ class _Rates:
         return [hits / trials for hits, trials in zip(self._hits, self._trials, strict=True)]
 
     @property
+    def mean(self) -> float:
+        """The rate of all."""
+        return self._hits[-1] / self._trials[-1]
+
+    @property
     def hope(self) -> float:
         """What the rate of all may well be: to find out costs a few drafts, not to know it a whole answer."""
-        return min(1.0, self._hits[-1] / self._trials[-1] + _CURIOSITY / math.sqrt(self._trials[-1]))
+        return min(1.0, self.mean + _CURIOSITY / math.sqrt(self._trials[-1]))
 
     def observe(self, classes: list[int], num_right: int, wrong: bool) -> None:
         """The first `num_right` guesses, of these classes, were right; if `wrong`, the next one was not."""
@@ -129,23 +135,26 @@ class DraftModelProposer:
         self._tenants: OrderedDict[str, _Rates] = OrderedDict()
         self._probing = Probing()
         self._rest = Rest()
-        self._longest_rest = 0
+        self._pays = True
         self._is_warm = False
         self._num_silent = 0  # steps since it was last asked
 
     def is_due(self, num_requests: int, pays: bool) -> bool:
-        """Whether to be asked in this step: not where even right drafts wouldn't pay, and less often in vain."""
+        """Whether to be asked in this step: less often after looks in vain."""
         self._num_silent += 1
-        self._longest_rest = _MAX_REST_STEPS if pays else _VAIN_REST_STEPS
-        return self._length.hopeful and self._rest.is_over()
+        self._pays = pays
+        return self._rest.is_over()
 
     def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
         """Drafts for requests that decode, each with the most tokens that it may have; [] where none would pay."""
         drafts: list[list[int]] = [[] for _ in requests]
         began = self._clock()
         self._length.rival = 0.0
+        if not self._length.hopeful:
+            self._rest.after(False, _VAIN_REST_STEPS)
+            return drafts
         drafting, speed = self._choose(requests)
-        self._rest.after(speed > 0.0 or not self._is_timed, self._longest_rest)
+        self._rest.after(speed > 0.0 or not self._is_timed, _MAX_REST_STEPS if self._pays else _VAIN_REST_STEPS)
         self._num_silent = 0
         drafting = [d for d in drafting if self._reserve(d, drafting)]
         if drafting:
@@ -189,13 +198,15 @@ class DraftModelProposer:
         if not able or not self._length.cost.measured:
             return [], 0.0
         if self._is_timed:
-            rates = [d.state.rates.hope for d in able]
+            # Estimates that have proved too good are neither stretched by hope nor believed to the last percent.
+            rates = [d.state.rates.hope if self._pays else d.state.rates.mean for d in able]
+            threshold = self._length.speed() * (1.0 if self._pays else _VAIN_MIN_GAIN)
             best = max(rates)
             everyone = (able, sum(rates) / len(rates))
             promising = ([d for d, rate in zip(able, rates, strict=True) if rate >= 0.9 * best], best)
             for some, rate in (everyone, promising) if len(promising[0]) < len(able) else (everyone,):
                 speed = self._best_speed(some, rate, self._catch_up_seconds(some) / _EXPECTED_STEPS)
-                if speed > self._length.speed():
+                if speed > threshold:
                     self._length.rival = _LOOKUP_ADVANTAGE * rate
                     return some, speed
             one = min(able, key=lambda d: self.kv.lag(d.seq))
@@ -314,7 +325,7 @@ class DraftModelProposer:
     def _tenant(self, seq: Sequence) -> _Rates:
         tenant = self._tenants.get(seq.request.tenant_id)
         if tenant is None:
-            tenant = self._tenants[seq.request.tenant_id] = _Rates(None, memory=500.0)
+            tenant = self._tenants[seq.request.tenant_id] = _Rates(None, memory=200.0)
             if len(self._tenants) > _MAX_TENANTS:
                 self._tenants.popitem(last=False)
         return tenant

@@ -185,17 +185,20 @@ class LookupProposer:
         self._num_expected, self._num_accepted = 0.0, 0  # in the last step
 
     def is_due(self, num_requests: int, pays: bool) -> bool:
-        """Whether to be asked in this step: not where even right guesses wouldn't pay, and less often in vain."""
+        """Whether to be asked in this step: less often after looks in vain."""
         if self._length is None:
             return True
         if not pays:
             self._longest_rest = min(_VAIN_REST_STEPS * num_requests, _MAX_REST_STEPS)
         else:
             self._longest_rest = max(0, num_requests // _REQUESTS_PER_REST_STEP - 1)
-        return self._length.hopeful and self._rest.is_over()
+        return self._rest.is_over()
 
     def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
         """For each request, up to so many tokens that may follow `seq.tokens`; [] for no guess."""
+        if self._length is not None and not self._length.hopeful:
+            self._rest.after(False, _MAX_REST_STEPS)
+            return [[] for _ in requests]
         drafts: list[list[int]] = []
         guessing: list[int] = []
         rates: list[float] = []

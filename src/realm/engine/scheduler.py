@@ -101,7 +101,6 @@ class Scheduler:
                     spare -= share
                     plan.append(seq)
         if self._drafter is not None and spare and decoding:
-            self._drafter.begin_step(self._max_batch_tokens - spare, len(decoding))
             self._add_drafts(self._drafter, decoding, spare)
         return plan
 
@@ -276,7 +275,7 @@ class Scheduler:
 
     def _add_drafts(self, drafter: Drafter, decoding: list[Sequence], spare: int) -> None:
         """Let the proposer extend requests that decode. Drafts never push anyone out."""
-        for i, drafts in drafter.propose(decoding, spare).items():
+        for i, drafts in drafter.propose(decoding, self._max_batch_tokens - spare, spare).items():
             seq = decoding[i]
             seq.drafts = self._fit(seq, drafts)
             seq.num_scheduled = 1 + len(seq.drafts)

@@ -15,6 +15,7 @@ from realm.engine.sequence import Sequence
 from realm.engine.worth import Ledger
 
 _log = logging.getLogger(__name__)
+_SETTLE_STEPS = 4  # that may pass without a look, before one of them is timed
 
 
 class Proposer(Protocol):
@@ -99,7 +100,16 @@ class Drafter:
         clock: Seconds, to time the proposers.
     """
 
-    __slots__ = ("_clock", "_config", "_ledgers", "_length", "_vocab_size", "proposers")
+    __slots__ = (
+        "_clock",
+        "_config",
+        "_ledgers",
+        "_length",
+        "_num_unsettled",
+        "_vocab_size",
+        "_was_asked",
+        "proposers",
+    )
 
     def __init__(
         self,
@@ -112,16 +122,39 @@ class Drafter:
         self.proposers = {proposer.source: proposer for proposer in proposers}
         self._ledgers = {proposer.source: Ledger() for proposer in proposers}
         self._clock = clock
+        self._was_asked = False
+        self._num_unsettled = 0
         self._config = config
         self._vocab_size = vocab_size
         self._length = length
 
-    def begin_step(self, num_rows: int, num_tokens: int) -> None:
-        """A step holds `num_rows` rows so far, which will give `num_tokens` tokens."""
-        self._length.begin_step(num_rows, num_tokens)
+    def propose(self, decoding: list[Sequence], num_rows: int, spare: int) -> dict[int, list[int]]:
+        """Drafts by place in `decoding`, at most `spare` tokens together, each within its request's output limit.
+
+        The step has `num_rows` rows without them.
+        """
+        drafts: dict[int, list[int]] = {}
+        num_requests = len(decoding)
+        ledgers = self._ledgers
+        due = [p for source, p in self.proposers.items() if p.is_due(num_requests, ledgers[source].pays)]
+        if due:
+            self._was_asked = True
+            self._length.begin_step(num_rows, num_requests)
+            for ledger in ledgers.values():
+                ledger.num_drafted = ledger.num_accepted = 0  # of a step that held prompts, and was not settled
+        for proposer in due:
+            if spare > 0:
+                began = self._clock()
+                spare -= self._ask(proposer, decoding, drafts, spare)
+                ledgers[proposer.source].spend(self._clock() - began)
+        return drafts
 
     def end_step(self, num_rows: int, seconds: float) -> None:
         """A step of `num_rows` rows, all judged, took `seconds`."""
+        self._num_unsettled += 1
+        if not self._was_asked and self._num_unsettled < _SETTLE_STEPS:
+            return  # nothing was looked for
+        num_steps, self._num_unsettled, self._was_asked = self._num_unsettled, 0, False
         ledgers = self._ledgers.values()
         num_drafted = sum([ledger.num_drafted for ledger in ledgers])
         added = self._length.end_step(num_rows, seconds)
@@ -129,18 +162,7 @@ class Drafter:
             gained = 0.0
             if ledger.num_drafted:
                 gained = ledger.num_accepted * self._length.token_seconds - added * ledger.num_drafted / num_drafted
-            ledger.settle(gained)
-
-    def propose(self, decoding: list[Sequence], spare: int) -> dict[int, list[int]]:
-        """Drafts by place in `decoding`, at most `spare` tokens together, each within its request's output limit."""
-        drafts: dict[int, list[int]] = {}
-        for source, proposer in self.proposers.items():
-            ledger = self._ledgers[source]
-            if spare > 0 and proposer.is_due(len(decoding), ledger.pays):
-                began = self._clock()
-                spare -= self._ask(proposer, decoding, drafts, spare)
-                ledger.spend(self._clock() - began)
-        return drafts
+            ledger.settle(gained, seconds, num_steps)
 
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Pass the result of one verification on to the draft's source."""

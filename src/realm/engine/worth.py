@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 _MEMORY_LOOKS = 100.0
+_CREDIT_STEPS = 8.0
+_FIRST_WAIT_STEPS, _LONGEST_WAIT_STEPS = 1000, 8000
 
 
 class Ledger:
-    """What a source of drafts costs and gains, the latest steps counting most."""
+    """What a source of drafts costs and gains, the latest steps counting most.
 
-    __slots__ = ("_balance", "_spent", "num_accepted", "num_drafted")
+    It begins with a credit of a few steps' time. When that is used up the source doesn't pay, until it gains more than
+    it costs again, or gets another credit after a while: after longer and longer, if it uses them up, too.
+    """
+
+    __slots__ = ("_balance", "_credit", "_num_waited", "_spent", "_wait", "num_accepted", "num_drafted")
 
     def __init__(self) -> None:
-        self._balance = 0.0
-        self._spent = 0.0
+        self._balance = self._credit = self._spent = 0.0
+        self._num_waited, self._wait = 0, _FIRST_WAIT_STEPS
         self.num_drafted = self.num_accepted = 0
         """In the step under way."""
 
@@ -20,16 +26,27 @@ class Ledger:
         """A look for drafts took so long."""
         self._spent += seconds
 
-    def settle(self, gained_seconds: float) -> None:
-        """The step has ended: its drafts saved so much time, if they did."""
+    def settle(self, gained_seconds: float, step_seconds: float, num_steps: int = 1) -> None:
+        """The last of `num_steps` steps has ended: its drafts saved so much time, if they did."""
+        self.num_drafted = self.num_accepted = 0
+        if not self._credit:
+            self._balance = self._credit = _CREDIT_STEPS * step_seconds
         if self._spent:
             self._balance += gained_seconds - self._spent - self._balance / _MEMORY_LOOKS
             self._spent = 0.0
-        self.num_drafted = self.num_accepted = 0
+        if self.pays:
+            self._num_waited = 0
+            if self._balance > 2.0 * self._credit:
+                self._wait = _FIRST_WAIT_STEPS
+            return
+        self._num_waited += num_steps
+        if self._num_waited >= self._wait:
+            self._balance, self._num_waited = self._credit, 0
+            self._wait = min(2 * self._wait, _LONGEST_WAIT_STEPS)
 
     @property
     def pays(self) -> bool:
-        """Whether the source gains more than it costs; assumed until the contrary is seen."""
+        """Whether the source gains what it costs."""
         return self._balance >= 0.0
 
 
@@ -61,7 +78,7 @@ class Probing:
 
     __slots__ = ("_saved_seconds", "_share")
 
-    def __init__(self, share: float = 0.01) -> None:
+    def __init__(self, share: float = 0.007) -> None:
         self._share = share
         self._saved_seconds = 0.0
 
