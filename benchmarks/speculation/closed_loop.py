@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -77,15 +78,10 @@ class Loop:
         began = time.perf_counter()
         while self.num_tokens < num_tokens:
             while len(self._open) < self.batch_size:
-                self._add(next(self._numbers))
-            for output in engine.step():
-                self.num_tokens += len(output.token_ids)
-                tokens = self._open[output.request_id]
-                tokens += output.token_ids
-                if output.finish_reason is not None:
-                    assert output.error is None, output.error
-                    self.outputs[int(output.request_id)] = tuple(tokens)
-                    del self._open[output.request_id]
+                number = next(self._numbers)
+                share = min(1.0, (number + 1) / self.batch_size)
+                self._add(number, math.ceil(self.params.max_tokens * share))
+            self._step()
         work.seconds = time.perf_counter() - began
         after = engine.stats()
         work.num_tokens = self.num_tokens - num_before
@@ -97,6 +93,18 @@ class Loop:
         work.python_seconds = work.seconds - native
         return work
 
+    def run_once(self, from_first_token: bool) -> float:
+        """Complete the first `batch_size` prompts, all in full. Returns the seconds that it took."""
+        for number in range(self.batch_size):
+            self._add(number, self.params.max_tokens)
+        began = time.perf_counter()
+        while self.engine.has_work:
+            is_first = not self.num_tokens
+            self._step()
+            if is_first and from_first_token and self.num_tokens:
+                began = time.perf_counter()
+        return time.perf_counter() - began
+
     def stop(self) -> None:
         """End what is open."""
         for request_id in self._open:
@@ -105,9 +113,17 @@ class Loop:
             self.engine.step()
         self._open.clear()
 
-    def _add(self, number: int) -> None:
-        params = replace(self.params, seed=number)
-        if number < self.batch_size:
-            params = replace(params, max_tokens=-(-params.max_tokens * (number + 1) // self.batch_size))
+    def _step(self) -> None:
+        for output in self.engine.step():
+            self.num_tokens += len(output.token_ids)
+            tokens = self._open[output.request_id]
+            tokens += output.token_ids
+            if output.finish_reason is not None:
+                assert output.error is None, output.error
+                self.outputs[int(output.request_id)] = tuple(tokens)
+                del self._open[output.request_id]
+
+    def _add(self, number: int, max_tokens: int) -> None:
+        params = replace(self.params, seed=number, max_tokens=max_tokens)
         self._open[f"{number}"] = []
         self.engine.add(Request(f"{number}", self.prompts[number % len(self.prompts)], params))
