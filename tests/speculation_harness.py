@@ -40,7 +40,7 @@ def always_draft(engine: Engine) -> Engine:
     drafter = engine._drafter
     assert drafter is not None
     drafter._length.cost = FreeSteps(1.0)
-    drafter._ledgers = {source: NoLedger() for source in drafter.proposers}
+    drafter._ledgers_by_size = [{source: NoLedger() for source in drafter.proposers}] * len(drafter._ledgers_by_size)
     if (proposer := draft_proposer_of(engine)) is not None:
         proposer._cost = proposer._first_cost = FreeSteps(1e-6)
     return engine

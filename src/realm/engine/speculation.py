@@ -15,6 +15,7 @@ from realm.engine.sequence import Sequence
 from realm.engine.worth import Ledger
 
 _log = logging.getLogger(__name__)
+_NUM_SIZES = 8  # of batches, in powers of two; the last one is for all larger ones
 _SETTLE_STEPS = 4  # that may pass without a look, before one of them is timed
 
 
@@ -104,6 +105,7 @@ class Drafter:
         "_clock",
         "_config",
         "_ledgers",
+        "_ledgers_by_size",
         "_length",
         "_num_unsettled",
         "_vocab_size",
@@ -120,13 +122,18 @@ class Drafter:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.proposers = {proposer.source: proposer for proposer in proposers}
-        self._ledgers = {proposer.source: Ledger() for proposer in proposers}
+        # What pays for one request may not pay for eight: there are ledgers for batch sizes of each power of two.
+        self._ledgers_by_size = [self._new_ledgers() for _ in range(_NUM_SIZES)]
+        self._ledgers = self._ledgers_by_size[0]
         self._clock = clock
         self._was_asked = False
         self._num_unsettled = 0
         self._config = config
         self._vocab_size = vocab_size
         self._length = length
+
+    def _new_ledgers(self) -> dict[str, Ledger]:
+        return {source: Ledger() for source in self.proposers}
 
     def propose(self, decoding: list[Sequence], num_rows: int, spare: int) -> dict[int, list[int]]:
         """Drafts by place in `decoding`, at most `spare` tokens together, each within its request's output limit.
@@ -135,7 +142,7 @@ class Drafter:
         """
         drafts: dict[int, list[int]] = {}
         num_requests = len(decoding)
-        ledgers = self._ledgers
+        ledgers = self._ledgers = self._ledgers_by_size[min(num_requests.bit_length(), _NUM_SIZES) - 1]
         due = [p for source, p in self.proposers.items() if p.is_due(num_requests, ledgers[source].pays)]
         if due:
             self._was_asked = True
