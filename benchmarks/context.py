@@ -1,7 +1,7 @@
 """What long contexts cost: decode steps over each KV type, and how near they come to the memory's bandwidth.
 
-Times the native step alone; `realm bench --context` has the whole engine. The cache holds zeros: its time depends on
-how much is read, not on what.
+Times the native step alone; `realm bench --context` has the whole engine. The contexts are computed first, in chunks:
+memory that was never written would be one page of zeros, in the CPU's cache however much of it is read.
 
 Example: python benchmarks/context.py MODEL.gguf --cases 32x128 32x1024 4x8064 --out benchmarks/results/context.jsonl
 """
@@ -42,6 +42,24 @@ def decode_batch(batch_size: int, context_tokens: int, num_blocks: int) -> Batch
     )
 
 
+def prefill(executor: NativeExecutor, batch: Batch, chunk_tokens: int) -> None:
+    """Compute each request's context, so that the cache holds real keys and values."""
+    rng = np.random.default_rng(1)
+    for table, context in zip(batch.block_tables, batch.context_lens, strict=True):
+        for begin in range(0, int(context), chunk_tokens):
+            num_tokens = min(chunk_tokens, int(context) - begin)
+            executor.step(
+                Batch(
+                    token_ids=rng.integers(100, 1000, num_tokens).astype(np.int32),
+                    query_starts=np.array([0, num_tokens], np.int32),
+                    context_lens=np.array([begin], np.int32),
+                    block_tables=table[None],
+                    logit_rows=np.zeros(0, np.int32),
+                    adapter_slots=np.full(1, -1, np.int32),
+                )
+            )
+
+
 def measure(executor: NativeExecutor, batch: Batch, seconds: float) -> tuple[float, float]:
     """Median seconds of a step, and of attention in it."""
     executor.step(batch)
@@ -71,6 +89,7 @@ def run_case(args: argparse.Namespace, kv_type: KVType, batch_size: int, context
     executor = load_model(args.model, config).executor
     assert isinstance(executor, NativeExecutor)
     batch = decode_batch(batch_size, context_tokens, executor.num_kv_blocks)
+    prefill(executor, batch, config.max_batch_tokens)
     step_seconds, attention_seconds = measure(executor, batch, args.seconds)
     kv_bytes = (card.kv_bytes_per_token(kv_type) or 0) * batch_size * context_tokens
     return {
