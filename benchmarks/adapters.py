@@ -3,7 +3,9 @@
     python benchmarks/adapters.py MODEL.gguf --peers-dir ~/.cache/realm/peers
 
 Eight adapters of rank 16 on all linear layers (random: speed doesn't depend on values). The engine's cases take turns,
-and so do the two servers; medians over the rounds. Prints tables and adds a row to benchmarks/results/adapters.jsonl.
+and so do the two servers; medians over the rounds. What a pool of adapters costs that nobody uses is measured with two
+engines beside each other (paired.py), and once more without any pool: what that shows is the measurement's error.
+Prints tables and adds a row to benchmarks/results/adapters.jsonl.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent / "compare"))
 from compare_http import measure
 from rows import add_row
 
+from paired import STEPS_PER_ROUND, Round, Speed, run_round
 from realm.cli.machine import stamp
 from realm.core.config import EngineConfig
 from realm.core.types import AdapterRef, Request, SamplingParams
@@ -37,14 +42,12 @@ from realm.models.loader import LoadedModel, load_model
 
 NUM_ADAPTERS, RANK = 8, 16
 PROMPT_TOKENS, NUM_STEPS = 64, 40
-# name: (rows, adapters in the batch, whether the engine has a pool of adapters at all)
+# name: (rows, adapters in the batch)
 CASES = {
-    "8 rows, no adapter pool": (8, 0, False),
-    "8 rows, pool, none used": (8, 0, True),
-    "8 rows, 8 adapters": (8, 8, True),
-    "32 rows, no adapter pool": (32, 0, False),
-    "32 rows, pool, none used": (32, 0, True),
-    "32 rows, 8 adapters": (32, 8, True),
+    "8 rows, no adapter": (8, 0),
+    "8 rows, 8 adapters": (8, 8),
+    "32 rows, no adapter": (32, 0),
+    "32 rows, 8 adapters": (32, 8),
 }
 HTTP_SERVERS = ("Realm", "llama.cpp")
 
@@ -72,30 +75,41 @@ class EngineBench:
         self.adapters = adapters
         self.by_hash = {adapter.content_hash: adapter for adapter in adapters}
         self.refs = [AdapterRef(adapter.adapter_id, adapter.content_hash) for adapter in adapters]
-        self.pool = AdapterPool(self.model.executor, self.by_hash.__getitem__, 1 << 30, submit=lambda job: job())
 
-    def engine(self, pool: AdapterPool | None) -> Engine:
-        return (
-            Engine(self.model.executor, self.config, adapters=pool)
-            if pool
-            else Engine(self.model.executor, self.config)
-        )
+    def new_pool(self) -> AdapterPool:
+        """A pool in which all adapters are ready."""
+        pool = AdapterPool(self.model.executor, self.by_hash.__getitem__, 1 << 30, submit=lambda job: job())
+        for ref in self.refs:
+            pool.prefetch(ref)
+            slot = pool.acquire(ref)
+            assert slot is not None
+            pool.release(slot)
+        return pool
+
+    def empty(self) -> None:
+        """Forget what an earlier pool has put into the executor."""
+        for slot in range(NUM_ADAPTERS):
+            self.model.executor.set_adapter(slot, None)
 
     def request(self, index: int, ref: AdapterRef | None, max_tokens: int) -> Request:
         ids = tuple(np.random.default_rng(index).integers(1000, 40000, PROMPT_TOKENS).tolist())
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
         return Request(f"r{index}", ids, params, f"domain {index}".encode(), adapter=ref)
 
-    def decode_rate(self, case: str) -> float:
-        """Tokens per second while all rows decode."""
-        num_rows, num_adapters, with_pool = CASES[case]
-        engine = self.engine(self.pool if with_pool else None)
+    def start(self, num_rows: int, num_steps: int, pool: AdapterPool | None, num_adapters: int = 0) -> Engine:
+        """An engine whose requests all decode, for `num_steps` steps at least."""
+        engine = Engine(self.model.executor, self.config, adapters=pool)
         for i in range(num_rows):
             # Rows of one adapter lie apart, as arrivals would have it.
             ref = self.refs[i % num_adapters] if num_adapters else None
-            engine.add(self.request(i, ref, NUM_STEPS + 20))
+            engine.add(self.request(i, ref, num_steps + 20))
         while sum(bool(output.token_ids) for output in engine.step()) < num_rows:
             pass  # prompts are still being computed
+        return engine
+
+    def decode_rate(self, num_rows: int, num_adapters: int, pool: AdapterPool) -> float:
+        """Tokens per second while all rows decode."""
+        engine = self.start(num_rows, NUM_STEPS, pool, num_adapters)
         began = time.perf_counter()
         num_tokens = sum(len(output.token_ids) for _ in range(NUM_STEPS) for output in engine.step())
         seconds = time.perf_counter() - began
@@ -105,7 +119,7 @@ class EngineBench:
     def stall(self) -> dict[str, float]:
         """Seven streams decode while an adapter that is not resident is asked for: how long they wait for a token."""
         pool = AdapterPool(self.model.executor, self.by_hash.__getitem__, 1 << 30)  # packs on its own thread
-        engine = self.engine(pool)
+        engine = Engine(self.model.executor, self.config, adapters=pool)
         for i in range(7):
             engine.add(self.request(i, None, 400))
         for _ in range(30):
@@ -123,8 +137,7 @@ class EngineBench:
                 arrived = step
         engine.shut_down()
         pool.close()
-        for entry in range(NUM_ADAPTERS):  # slots were written over: the other pool installs its own again
-            self.model.executor.set_adapter(entry, None)
+        self.empty()
         return {
             "streams_without_a_token_in_a_step": silent,
             "steps_until_its_first_token": arrived - began_at,
@@ -145,15 +158,44 @@ def read_bandwidth(num_threads: int) -> float:
     return sum(a.nbytes for a in arrays) / best
 
 
+def unused_pool_part(path: Path, adapters: list[LoRAWeights], args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Speed with a pool that nobody uses beside an engine without one, and of two engines without one."""
+    copies = [EngineBench(path, adapters, args.threads) for _ in range(2)]
+    speeds = {}
+    for num_rows in (8, 32):
+        rounds: dict[bool, list[Round]] = {True: [], False: []}
+        num_rounds = args.pool_rounds * (4 if num_rows == 8 else 1)  # steps are short
+        for index in range(num_rounds + 1):
+            for with_pool, plain in product((True, False) if index else (True,), (0, 1)):
+                other = 1 - plain
+                pool = copies[other].new_pool() if with_pool else None
+                measured = run_round(
+                    partial(copies[plain].start, num_rows, STEPS_PER_ROUND, None),
+                    partial(copies[other].start, num_rows, STEPS_PER_ROUND, pool),
+                )
+                copies[other].empty()
+                if index:  # the first rounds warm up
+                    rounds[with_pool].append(measured)
+        for with_pool, name in ((True, "pool, none used"), (False, "control: no pool in either")):
+            speeds[f"{num_rows} rows, {name}"] = Speed.of(rounds[with_pool]).as_row()
+    return speeds
+
+
+def print_unused_pool(speeds: dict[str, dict[str, float]]) -> None:
+    print("| decoding beside an engine without a pool | of its speed | 95% interval | step |\n|---|---:|---:|---:|")
+    for case, s in speeds.items():
+        print(f"| {case} | {s['ratio']:.1%} | {s['low']:.1%} to {s['high']:.1%} | {s['candidate_step_ms']:.2f} ms |")
+
+
 def engine_part(path: Path, adapters: list[LoRAWeights], args: argparse.Namespace) -> dict[str, object]:
     """All cases in turn, and the floor."""
     bench = EngineBench(path, adapters, args.threads)
     stall = bench.stall()
-    bench.pool = AdapterPool(bench.model.executor, bench.by_hash.__getitem__, 1 << 30, submit=lambda job: job())
+    pool = bench.new_pool()
     rates: dict[str, list[float]] = {case: [] for case in CASES}
     for index in range(args.rounds + 1):
         for case in CASES if index % 2 else reversed(CASES):
-            rate = bench.decode_rate(case)
+            rate = bench.decode_rate(*CASES[case], pool)
             if index:  # the first round warms up
                 rates[case].append(rate)
     executor = bench.model.executor
@@ -172,9 +214,9 @@ def print_engine(result: dict[str, object]) -> None:
         float(result[key])  # type: ignore[arg-type]
         for key in ("base_bytes", "adapter_bytes", "bandwidth_bytes_per_second")
     )
-    print("| decoding (engine) | tokens/s | of base |\n|---|---:|---:|")
+    print("\n| decoding (engine) | tokens/s | of base |\n|---|---:|---:|")
     for case, rate in rates.items():
-        whole = rates[f"{case.split(',')[0]}, no adapter pool"]
+        whole = rates[f"{case.split(',')[0]}, no adapter"]
         print(f"| {case} | {rate:,.0f} | {rate / whole:.1%} |")
     floor_ms = [num_bytes / bandwidth * 1e3 for num_bytes in (base, base + added)]
     print(
@@ -185,9 +227,7 @@ def print_engine(result: dict[str, object]) -> None:
     for rows in (8, 32):
         step_ms = {case: rows / rate * 1e3 for case, rate in rates.items() if case.startswith(f"{rows} ")}
         measured = step_ms[f"{rows} rows, 8 adapters"]
-        print(
-            f"{rows} rows: {measured:.2f} ms with adapters, {step_ms[f'{rows} rows, no adapter pool']:.2f} ms without."
-        )
+        print(f"{rows} rows: {measured:.2f} ms with adapters, {step_ms[f'{rows} rows, no adapter']:.2f} ms without.")
     print(f"An adapter that is not resident: {json.dumps(result['stall'])}")
 
 
@@ -222,6 +262,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=7, help="of the engine's cases; 0 leaves them out")
+    parser.add_argument("--pool-rounds", type=int, default=3, help="of the pool that nobody uses; 0 leaves them out")
     parser.add_argument("--http-rounds", type=int, default=3, help="of the two servers; 0 leaves them out")
     parser.add_argument("--clients", type=int, default=NUM_ADAPTERS)
     parser.add_argument("--prompt-tokens", type=int, default=90)
@@ -239,6 +280,9 @@ def main() -> None:
         **stamp(), "benchmark": "adapters", "model": args.model.name, "num_threads": args.threads,
         "num_adapters": NUM_ADAPTERS, "rank": RANK,
     }  # fmt: skip
+    if args.pool_rounds:
+        row["unused_pool"] = unused_pool = unused_pool_part(args.model, adapters, args)
+        print_unused_pool(unused_pool)
     if args.rounds:
         row["engine"] = engine = engine_part(args.model, adapters, args)
         print_engine(engine)
