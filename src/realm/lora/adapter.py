@@ -175,7 +175,7 @@ class LoRAWeights:
         self.__dict__.pop("content_hash", None)
 
     def bind(self, base: BaseModel) -> LoRAWeights:
-        """The same adapter, checked against `base` and with rows in its order.
+        """The same adapter with the same identity, checked against `base` and with rows in its order.
 
         Raises:
             ModelFileError: made for another architecture, a module that `base` lacks, or another shape.
@@ -197,6 +197,7 @@ class LoRAWeights:
             if self.row_order == "huggingface":
                 layer = replace(layer, b=CompactMatrix(base.reorder_rows(name, layer.b.values)))
             bound._put(name, layer)
+        bound.__dict__["content_hash"] = self.content_hash
         return bound
 
     def _put(self, name: str, layer: _StoredLayer) -> None:
@@ -236,7 +237,10 @@ class LoRAWeights:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of what the adapter computes: modules, shapes, values and scales; not of its name or file."""
+        """SHA-256 (hex) of what the adapter computes: modules, shapes, values, scales and row order; not of its name.
+
+        Binding keeps it, so that a file has one identity whatever model serves it.
+        """
         digest = hashlib.sha256(f"realm-lora-v1 {self.row_order}".encode())
         for name in sorted(self._layers):
             layer = self.layers[name]

@@ -17,7 +17,9 @@ import pytest
 from safetensors.numpy import save
 from starlette.testclient import TestClient
 from tests.runtime_harness import FAKE, assert_idle, fake_runtime
+from typer.testing import CliRunner
 
+from realm.cli.main import app
 from realm.core.config import StoreLimits
 from realm.core.errors import InvalidRequest
 from realm.gguf.reader import GGUFFile
@@ -56,10 +58,10 @@ def start(model: Path, tmp_path: Path) -> Iterator[Start]:
             if given is not None:
                 runtime.load_lora_adapter(given)
             admin = AdminConfig("secret-admin", tmp_path / "store", limits)
-            app = create_app(runtime, ServerConfig(admin=admin, **config))
-            client = stack.enter_context(TestClient(app, headers=KEY, raise_server_exceptions=False))
+            application = create_app(runtime, ServerConfig(admin=admin, **config))
+            client = stack.enter_context(TestClient(application, headers=KEY, raise_server_exceptions=False))
             stack.callback(lambda: assert_idle(runtime.model()))
-            stack.callback(app.state.library.check_integrity)
+            stack.callback(application.state.library.check_integrity)
             return client
 
         yield start
@@ -110,6 +112,26 @@ def text(client: TestClient, model: str, key: str = "none") -> str:
 
 def names(client: TestClient) -> dict[str, str]:
     return {adapter["name"]: adapter["state"] for adapter in ok(client.get(ADAPTERS))["data"]}
+
+
+def test_the_identity_is_the_one_that_the_file_shows(start: Start, tmp_path: Path) -> None:
+    """Although the server puts rows of q into the model's order; and it is the same after a restart."""
+    weights = tensors()
+    for name in weights:
+        weights[name] = np.random.default_rng(len(name)).normal(size=weights[name].shape).astype(np.float32)
+    files = peft(raw=save(weights))
+    (tmp_path / "pirate").mkdir()
+    for _, (name, data) in files:
+        (tmp_path / "pirate" / name).write_bytes(data)
+    info = CliRunner().invoke(app, ["adapters", "info", str(tmp_path / "pirate")])
+    assert info.exit_code == 0, info.output
+    client = start()
+    shown = ok(put(client, "pirate", files), 201)["content_hash"]
+    assert shown in info.output.split()
+    first = text(client, f"{FAKE}:pirate")
+    client = start()
+    assert ok(client.get(f"{ADAPTERS}/pirate"))["content_hash"] == shown
+    assert text(client, f"{FAKE}:pirate") == first
 
 
 def test_an_adapters_whole_life(client: TestClient) -> None:
