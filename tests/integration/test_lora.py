@@ -36,7 +36,11 @@ CONFIG = EngineConfig(max_batch_size=40, max_seq_len=128, kv_block_tokens=16, kv
 
 
 def random_adapter(base: BaseModel, seed: int) -> LoRAWeights:
-    """All matrices, or some of them; ranks differ between adapters, and within some."""
+    """All matrices, or some of them; ranks differ between adapters, and within some.
+
+    The elements of a change have a standard deviation of 0.08 / sqrt(K); the two styles that examples/train_adapter.py
+    trains have 0.06 / sqrt(K) and 0.08 / sqrt(K).
+    """
     rng = np.random.default_rng(seed)
     rank = RANKS[seed % len(RANKS)]
     adapter = LoRAWeights(f"a{seed}", rank, 2.0 * rank, architecture=base.architecture)
@@ -163,22 +167,30 @@ def test_evicted_and_reloaded_without_residue(path: Path, adapters: list[LoRAWei
     assert pool.stats().resident_bytes <= largest
 
 
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
+
+
 def test_close_to_the_reference(path: Path, adapters: list[LoRAWeights]):
-    """As close as the base model's own logits are: the adapters' share adds no more than the base's quantising does."""
+    """Adapters change a lot, and then the logits are about as close as the base model's own, up to its quantising."""
     ids = np.random.default_rng(3).integers(0, 256, 60).tolist()
-    kv: dict[Device, KVType] = {"cpu": KVType.F32, "reference": KVType.F32}
-    loaded = {device: load_model(path, replace(CONFIG, kv_type=kv_type), device) for device, kv_type in kv.items()}
-    errors = []
+    config = replace(CONFIG, kv_type=KVType.F32)
+    devices: tuple[Device, ...] = ("cpu", "reference")
+    executors = {device: load_model(path, config, device).executor for device in devices}
+    errors, changes, base = [], [], None
     for slot, adapter in enumerate([None, *adapters]):
         logits = {}
-        for device, model in loaded.items():
+        for device, executor in executors.items():
             if adapter is not None:
-                model.executor.set_adapter(slot, model.executor.pack_adapter(adapter.layers))
-            chunks = logits_in_chunks(model.executor, ids, 16, 16, adapter_slot=-1 if adapter is None else slot)
+                executor.set_adapter(slot, executor.pack_adapter(adapter.layers))
+            chunks = logits_in_chunks(executor, ids, 16, 16, adapter_slot=-1 if adapter is None else slot)
             logits[device] = np.concatenate([chunk.copy() for chunk in chunks])
-        errors.append(np.abs(logits["cpu"] - logits["reference"]).max() / np.abs(logits["reference"]).max())
-    floor = 1e-5 if errors[0] < 1e-5 else 2 * errors[0] + 0.01
-    assert max(errors[1:]) <= floor, errors
+        exact = logits["reference"]
+        base = exact if base is None else base
+        errors.append(rms(logits["cpu"] - exact) / rms(exact))
+        changes.append(rms(exact - base) / rms(base))
+    assert min(changes[1:]) >= 0.1, changes
+    assert max(errors[1:]) <= max(1e-6, 1.5 * errors[0]), errors
 
 
 def test_merged_equals_the_side_path_on_floats(tmp_path: Path):

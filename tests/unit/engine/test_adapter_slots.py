@@ -47,6 +47,20 @@ def driver_with(slots: Slots, max_batch_size: int = 4) -> Driver:
     return Driver(make_engine(config, executor=executor, adapters=slots))
 
 
+def test_steps_without_adapters_never_ask_the_pool():
+    """So that a pool costs nothing where nobody uses it."""
+
+    class Untouchable(Slots):
+        def acquire(self, ref: AdapterRef) -> int | None:
+            raise AssertionError("asked for an adapter")
+
+        release = check = acquire  # type: ignore[assignment]
+
+    driver = driver_with(Untouchable(2))
+    driver.add(*(request_of(f"base {i}", 20) for i in range(6)))  # more than the batch has places
+    assert {result.reason for result in driver.drain().values()} == {FinishReason.LENGTH}
+
+
 def test_adapters_share_steps_and_slots_are_given_back():
     slots = Slots(2)
     driver = driver_with(slots)
