@@ -24,6 +24,9 @@ class FreeSteps(StepCost):
     def observe(self, num_rows: int, seconds: float) -> None:
         pass
 
+    def is_stale(self, num_rows: int) -> bool:
+        return False
+
     def seconds(self, num_rows: int) -> float:
         return self._every_seconds
 

@@ -21,10 +21,11 @@ _LEAST_WEIGHT = 0.08  # of the latest step in the average of its size
 _MAX_OUTLIER = 2.0
 # A size that was timed once, and found to be dear, is tried again soon: something may have interrupted that step.
 _FIRST_PATIENCE_STEPS, _MAX_PATIENCE_STEPS, _PATIENCE_GROWTH = 32, 2048, 4
-_SORT_STEPS, _STALE_STEPS = 16, 32
+_SORT_STEPS, _STALE_STEPS, _MAX_BASE_AGE_STEPS = 16, 32, 100
 _MIN_CHANGE = 0.02
 _MIN_GAIN = 1.03  # estimates are noisy, and guessing has a cost of its own
-_FORGIVENESS = 0.002
+_MAX_BIAS = 1.5
+_FORGIVENESS = 0.01
 _MIN_CHANCE, _HIGHEST_CHANCE = 0.02, 0.92
 
 
@@ -90,6 +91,11 @@ class StepCost:
         self._levels = list(accumulate((timing.seconds for timing in timings), max))
         self._cache.clear()
         self.version += 1
+
+    def is_stale(self, num_rows: int) -> bool:
+        """Whether steps of this size have not been timed for long, or never."""
+        timing = self._timings.get(_size_class(num_rows))
+        return timing is None or self._num_steps - timing.last_step > _MAX_BASE_AGE_STEPS
 
     @property
     def measured(self) -> bool:
@@ -214,7 +220,7 @@ class DraftLength:
         self._base_rows = self._num_rows = 1
         self._base_tokens = self._num_tokens = 1.0
         self._is_planned = False
-        self._seconds_bias = Bias(prior=2.0, memory=20.0)  # of what drafts add to a step, in steps
+        self._seconds_bias = Bias(prior=10.0, memory=50.0)  # of what drafts add to a step, in steps
         self._least_chances: dict[tuple[int, float], float] = {}  # by rows and tokens of a step
         self._version = 0
         self._least_chance = 0.0  # where no token is likelier than this, none is worth its row
@@ -252,7 +258,7 @@ class DraftLength:
         Returns:
             The lengths, and how many tokens they should gain if all trust were deserved.
         """
-        price = min(_MAX_OUTLIER, max(1.0, self._seconds_bias.value))
+        price = max(1.0, self._seconds_bias.value)
         if trust * max(rates, default=0.0) < self._least_chance * price:
             return [0] * len(rates), 0.0
         chances: list[tuple[float, int]] = []
@@ -310,7 +316,8 @@ class DraftLength:
             without = self.cost.seconds(self._base_rows)
             expected = self.cost.seconds(num_rows) - without
             added = min(seconds, _MAX_OUTLIER * (without + expected)) - without
-            self._seconds_bias.observe(added / without, expected / without)
+            counted = min(added, _MAX_BIAS * expected)  # the first step of a size touches new memory
+            self._seconds_bias.observe(counted / without, expected / without)
         else:
             self._seconds_bias.forgive()
         self._is_planned = False

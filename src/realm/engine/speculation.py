@@ -142,6 +142,8 @@ class Drafter:
         """
         drafts: dict[int, list[int]] = {}
         num_requests = len(decoding)
+        if num_rows == num_requests and self._length.cost.is_stale(num_rows):
+            return drafts  # what drafts gain can be told only by knowing what a step without them takes
         ledgers = self._ledgers = self._ledgers_by_size[min(num_requests.bit_length(), _NUM_SIZES) - 1]
         due = [p for source, p in self.proposers.items() if p.is_due(num_requests, ledgers[source].pays)]
         if due:
@@ -159,7 +161,8 @@ class Drafter:
     def end_step(self, num_rows: int, seconds: float) -> None:
         """A step of `num_rows` rows, all judged, took `seconds`."""
         self._num_unsettled += 1
-        if not self._was_asked and self._num_unsettled < _SETTLE_STEPS:
+        is_stale = self._length.cost.is_stale(num_rows)
+        if not self._was_asked and self._num_unsettled < _SETTLE_STEPS and not is_stale:
             return  # nothing was looked for
         num_steps, self._num_unsettled, self._was_asked = self._num_unsettled, 0, False
         ledgers = self._ledgers.values()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 _MEMORY_LOOKS = 100.0
-_CREDIT_STEPS = 8.0
-_FIRST_WAIT_STEPS, _LONGEST_WAIT_STEPS = 1000, 8000
+_FIRST_CREDIT_STEPS, _CREDIT_STEPS = 32.0, 8.0
+_FIRST_WAIT_STEPS, _LONGEST_WAIT_STEPS = 500, 8000
 
 
 class Ledger:
@@ -30,7 +30,8 @@ class Ledger:
         """The last of `num_steps` steps has ended: its drafts saved so much time, if they did."""
         self.num_drafted = self.num_accepted = 0
         if not self._credit:
-            self._balance = self._credit = _CREDIT_STEPS * step_seconds
+            self._credit = _CREDIT_STEPS * step_seconds
+            self._balance = _FIRST_CREDIT_STEPS * step_seconds  # engines learn what steps cost
         if self._spent:
             self._balance += gained_seconds - self._spent - self._balance / _MEMORY_LOOKS
             self._spent = 0.0

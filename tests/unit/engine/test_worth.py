@@ -21,10 +21,10 @@ def spend(ledger: Ledger, num_looks: int, gained_seconds: float) -> list[bool]:
 def test_a_source_that_gains_nothing_uses_up_its_credit_and_pays_again_when_it_gains() -> None:
     ledger = Ledger()
     assert ledger.pays
-    pays = spend(ledger, 50, 0.0)
-    assert 10 <= pays.count(True) <= 17  # of 0.016 seconds
+    pays = spend(ledger, 100, 0.0)
+    assert 40 <= pays.count(True) <= 65  # of 0.064 seconds
     assert not ledger.pays
-    assert 5 < spend(ledger, 100, 0.003).count(False) < 50
+    assert 5 < spend(ledger, 100, 0.003).count(False) < 60
 
 
 def test_an_old_debt_is_bounded() -> None:
@@ -35,7 +35,7 @@ def test_an_old_debt_is_bounded() -> None:
 
 def test_another_credit_comes_later_and_later() -> None:
     ledger = Ledger()
-    spend(ledger, 50, 0.0)
+    spend(ledger, 100, 0.0)
     waits = []
     for _ in range(5):
         waits.append(0)
@@ -43,7 +43,7 @@ def test_another_credit_comes_later_and_later() -> None:
             ledger.settle(0.0, 0.002)
             waits[-1] += 1
         spend(ledger, 50, 0.0)
-    assert 900 < waits[0] <= 1000
+    assert 400 < waits[0] <= 500
     assert waits == sorted(waits)
     assert waits[-1] <= 8000
     spend(ledger, 300, 0.01)
@@ -52,7 +52,7 @@ def test_another_credit_comes_later_and_later() -> None:
     while not ledger.pays:
         ledger.settle(0.0, 0.002)
         waited += 1
-    assert waited < 1300, "what has paid is tried again soon"
+    assert waited < 800, "what has paid is tried again soon"
 
 
 def test_looks_in_vain_get_rarer_up_to_a_bound() -> None:
