@@ -24,6 +24,11 @@ inline float f16_to_f32(uint16_t h) {
 }
 // The smallest f16 that is not below `x`, for 0 <= x <= 65504.
 inline uint16_t f16_above(float x) {
+  if (x >= 0x1p-14f && x <= 65504.0f) {  // f16 has it without denormals: cut the mantissa, and the exponent's offset is 112 less
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return static_cast<uint16_t>(((bits + 0x1fff) >> 13) - (112 << 10));
+  }
   uint16_t low = 0, high = 0x7bff;  // f16 bits order like the numbers
   while (low < high) {
     const uint16_t middle = static_cast<uint16_t>((low + high) / 2);
