@@ -42,6 +42,7 @@ from realm.models.loader import LoadedModel, load_model
 
 NUM_ADAPTERS, RANK = 8, 16
 PROMPT_TOKENS, NUM_STEPS = 64, 40
+STALL_ROUNDS = 5
 # name: (rows, adapters in the batch)
 CASES = {
     "8 rows, no adapter": (8, 0),
@@ -116,8 +117,11 @@ class EngineBench:
         engine.shut_down()
         return num_tokens / seconds
 
-    def stall(self) -> dict[str, float]:
-        """Seven streams decode while an adapter that is not resident is asked for: how long they wait for a token."""
+    def stall(self, with_adapter: bool) -> dict[str, float]:
+        """Seven streams decode while another request comes: how long they wait for a token.
+
+        It asks for an adapter that is not resident, or for the base model, whose prompt makes a step longer, too.
+        """
         pool = AdapterPool(self.model.executor, self.by_hash.__getitem__, 1 << 30)  # packs on its own thread
         engine = Engine(self.model.executor, self.config, adapters=pool)
         for i in range(7):
@@ -127,7 +131,7 @@ class EngineBench:
         gaps, silent, arrived, began_at = [], 0, 0, 0
         for step in range(200):
             if step == 50:
-                engine.add(self.request(99, self.refs[0], 8))
+                engine.add(self.request(99, self.refs[0] if with_adapter else None, 8))
                 began_at = step
             began = time.perf_counter()
             outputs = {o.request_id: o for o in engine.step()}
@@ -190,7 +194,12 @@ def print_unused_pool(speeds: dict[str, dict[str, float]]) -> None:
 def engine_part(path: Path, adapters: list[LoRAWeights], args: argparse.Namespace) -> dict[str, object]:
     """All cases in turn, and the floor."""
     bench = EngineBench(path, adapters, args.threads)
-    stall = bench.stall()
+    stalls: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+    for index in range(STALL_ROUNDS + 1):
+        for with_adapter, found in stalls.items():
+            measured = bench.stall(with_adapter)
+            if index:  # the first round touches the KV cache's memory
+                found.append(measured)
     pool = bench.new_pool()
     rates: dict[str, list[float]] = {case: [] for case in CASES}
     for index in range(args.rounds + 1):
@@ -201,7 +210,10 @@ def engine_part(path: Path, adapters: list[LoRAWeights], args: argparse.Namespac
     executor = bench.model.executor
     return {
         "rates": rates,
-        "stall": stall,
+        "stall": {
+            name: {key: statistics.median(row[key] for row in stalls[with_adapter]) for key in stalls[with_adapter][0]}
+            for name, with_adapter in (("adapter not resident", True), ("base model", False))
+        },
         "base_bytes": executor.weights_bytes,
         "adapter_bytes": sum(executor.adapter_bytes(adapter.layers) for adapter in adapters),
         "bandwidth_bytes_per_second": read_bandwidth(args.threads),
@@ -228,7 +240,8 @@ def print_engine(result: dict[str, object]) -> None:
         step_ms = {case: rows / rate * 1e3 for case, rate in rates.items() if case.startswith(f"{rows} ")}
         measured = step_ms[f"{rows} rows, 8 adapters"]
         print(f"{rows} rows: {measured:.2f} ms with adapters, {step_ms[f'{rows} rows, no adapter']:.2f} ms without.")
-    print(f"An adapter that is not resident: {json.dumps(result['stall'])}")
+    for name, stall in result["stall"].items():  # type: ignore[attr-defined]
+        print(f"A request comes, {name}: {json.dumps(stall)}")
 
 
 def http_part(path: Path, adapters: list[LoRAWeights], args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
