@@ -276,7 +276,7 @@ void Program::attention(int qkv, const HeadSpec& spec, int out) {
   need_scratch(attention_scratch(spec.head_dim));
   AttentionArgs args{from.rows, from.row_stride, spec.num_heads / spec.num_kv_heads, spec.window, layout, {}, to.sink()};
   attention_ops_.push_back(ops_.size());
-  add_op(make_attend(kernels_, args, kv_pool_, offset, plan({spec.num_heads, spec.num_kv_heads, spec.window, layout})));
+  add_op(make_attend(kernels_, args, kv_pool_, offset, plan({spec.num_heads, spec.window, layout})));
 }
 
 int Program::logits(int x, const std::vector<int>& matrices, const std::vector<int>& biases) {

@@ -17,7 +17,7 @@ int rows_per_item(int heads_per_kv) { return std::max(1, kMaxItemQueries / heads
 // Appends what `item` reads of the KV pool: keys, then values, block by block.
 void append_spans(const AttentionItem& item, const AttentionShape& shape, std::size_t block_bytes, std::vector<Span>& spans) {
   const KVLayout& kv = shape.kv;
-  const int head = item.head / (shape.num_heads / shape.num_kv_heads), end = item.position + item.num_rows;
+  const int head = item.head / shape.heads_per_kv(), end = item.position + item.num_rows;
   const int first = shape.window > 0 ? std::max(0, item.position - shape.window + 1) : 0;
   const std::size_t token_bytes = std::size_t(kv.head_dim) * kv.element_bytes();
   for (int token = first / kv.block_tokens * kv.block_tokens; token < end; token += kv.block_tokens) {
@@ -97,7 +97,7 @@ void Step::set_adapters(const AdapterSlots& slots, const std::vector<LoraSite>& 
 
 void Step::split_attention(AttentionPlan& plan, std::size_t kv_block_bytes, int num_threads) const {
   const AttentionShape& shape = plan.shape;
-  const int heads_per_kv = shape.num_heads / shape.num_kv_heads, rows_at_once = rows_per_item(heads_per_kv);
+  const int heads_per_kv = shape.heads_per_kv(), rows_at_once = rows_per_item(heads_per_kv);
   const auto cost_of = [&](const AttentionItem& item) {
     const int last = item.position + item.num_rows;
     const int seen = shape.window > 0 ? std::min(last, shape.window + item.num_rows) : last;
@@ -138,8 +138,14 @@ void Step::split_attention(AttentionPlan& plan, std::size_t kv_block_bytes, int 
   });
   plan.spans.resize(num_threads);
   for (int thread = 0; thread < num_threads; ++thread) {
+    const std::vector<AttentionItem>& items = plan.items[thread];
     plan.spans[thread].clear();
-    for (const AttentionItem& item : plan.items[thread]) append_spans(item, shape, kv_block_bytes, plan.spans[thread]);
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      // A prompt's items read the same keys and values one after the other: the last one sees the most.
+      const bool is_last = i + 1 == items.size() || items[i + 1].block_table != items[i].block_table ||
+                           items[i + 1].head / heads_per_kv != items[i].head / heads_per_kv;
+      if (is_last) append_spans(items[i], shape, kv_block_bytes, plan.spans[thread]);
+    }
   }
 }
 

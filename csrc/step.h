@@ -28,10 +28,11 @@ struct StepLimits {
 
 // Attention of layers that agree in these is split alike.
 struct AttentionShape {
-  int num_heads, num_kv_heads, window;
+  int num_heads, window;
   KVLayout kv;
+  int heads_per_kv() const { return num_heads / kv.num_kv_heads; }
   bool operator==(const AttentionShape& o) const {
-    return num_heads == o.num_heads && num_kv_heads == o.num_kv_heads && window == o.window && kv.head_dim == o.kv.head_dim;
+    return num_heads == o.num_heads && window == o.window && kv.num_kv_heads == o.kv.num_kv_heads && kv.head_dim == o.kv.head_dim;
   }
 };
 
