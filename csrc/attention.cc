@@ -115,9 +115,9 @@ int start_queries(const AttentionArgs& args, const AttentionItem& item, float* s
   for (int i = 0; i < item.num_rows; ++i) {
     for (int h = 0; h < item.num_heads; ++h, ++n) {
       Query& query = queries[n];
-      query.row = item.row + i;
+      query.out_row = item.out_row + i;
       query.head = item.head + h;
-      query.q = args.q + size_t(query.row) * args.row_stride + size_t(query.head) * dim;
+      query.q = args.q + size_t(item.row + i) * args.row_stride + size_t(query.head) * dim;
       query.last = item.position + i;
       query.first = args.window > 0 && query.last >= args.window ? query.last - args.window + 1 : 0;
       query.largest = kMasked;
@@ -140,14 +140,14 @@ void finish_query(const AttentionArgs& args, const Query& query) {
   const f32x16 inverse = set1(1.0f / reduce_add(load(query.sums)));
   for (int d = 0; d < dim; d += 16) store(query.acc + d, load(query.acc + d) * inverse);
   if (args.out.rows != nullptr) {
-    float* out = args.out.rows + size_t(query.row) * args.out.row_stride + column;
+    float* out = args.out.rows + size_t(query.out_row) * args.out.row_stride + column;
     for (int d = 0; d < dim; d += 16) store(out + d, load(query.acc + d));
   }
   if (args.out.panels != nullptr)
     for (int d = 0; d < dim; d += 32)
       quantize_block(load(query.acc + d), load(query.acc + d + 16),
-                     activation_block(args.out.panels, args.out.num_blocks * 32, query.row, (column + d) / 32),
-                     query.row % kPanelRows);
+                     activation_block(args.out.panels, args.out.num_blocks * 32, query.out_row, (column + d) / 32),
+                     query.out_row % kPanelRows);
 }
 
 int first_tile(const AttentionArgs& args, const AttentionItem& item) {

@@ -24,7 +24,7 @@ struct Query {
   float* sums;    // [16]: sums of probabilities, of the tokens of each lane
   int first, last;  // tokens it sees
   float largest, rescale;
-  int row, head;
+  int out_row, head;
   int8_t* q8;
   float q8_scale;
   int32_t q8_sum;
