@@ -208,8 +208,8 @@ def fuse(nodes: list[Node]) -> list[Node]:
     """The same computation in fewer steps.
 
     A gate takes in the projection that feeds it; an add takes the place of the projection or norm that feeds it, which
-    then adds to the other operand; attention leaves out rows that nobody wants. Only where nobody else reads the value in
-    between.
+    then adds to the other operand; attention leaves out rows that nobody wants. Only where nobody else reads the value
+    in between.
     """
     num_uses = Counter(id(read) for node in nodes for read in node.inputs)
     replaced: dict[int, Node] = {}
