@@ -115,8 +115,9 @@ void Step::split_attention(AttentionPlan& plan, std::size_t kv_block_bytes, int 
   const auto cost_of = [&](const AttentionItem& item) {
     const int last = item.position + item.num_rows;
     const int seen = shape.window > 0 ? std::min(last, shape.window + item.num_rows) : last;
-    // An estimate from kernel timings: to read a tile of keys and values costs about as much as to work one and a half rows through it.
-    return static_cast<std::int64_t>(seen / kTileTokens + 2) * (3 + 2 * item.num_rows);
+    // An estimate from kernel timings: to read a tile of keys and values costs about as much as to work one and a half rows through it,
+    // to begin and end about as much as a third of a tile.
+    return static_cast<std::int64_t>(3 * ((seen + kTileTokens - 1) / kTileTokens) + 1) * (3 + 2 * item.num_rows);
   };
   std::int64_t total = 0;
   const auto for_each_unit = [&](auto&& body) {
