@@ -13,7 +13,7 @@ struct LoraSite {
   LoraStore store;
   int num_inputs;
   std::vector<int> num_outputs;  // of each matrix
-  bool of_logit_rows;            // its rows are the judged ones only
+  bool judged;                   // its rows are those judged only
   bool of_tokens = false;        // its input is a token id: a column of A is looked up, and B has no padding
 };
 

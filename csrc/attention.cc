@@ -12,13 +12,13 @@ Tile tile_at(const AttentionArgs& args, const int32_t* block_table, int kv_head,
   const KVLayout& kv = args.kv;
   Tile tile;
   tile.first_token = first_token;
-  const int left = (end_token - first_token + 15) / 16;
-  tile.num_groups = left < kTileGroups ? left : kTileGroups;
+  const int left = end_token - first_token;
+  tile.num_tokens = left < kTileTokens ? left : kTileTokens;
   const size_t head_offset = kv.head_bytes() * kv_head;
   const size_t group_bytes = size_t(16) * kv.head_dim * kv.element_bytes();
   for (int g = 0; g < kTileGroups; ++g) {
     // Groups past the end repeat the last one: readable, and masked.
-    const int token = first_token + 16 * (g < tile.num_groups ? g : tile.num_groups - 1);
+    const int token = first_token + 16 * (g < tile.num_groups() ? g : tile.num_groups() - 1);
     const uint8_t* head = args.layer.block(block_table[token / kv.block_tokens]) + head_offset;
     const int in_block = token % kv.block_tokens;
     tile.keys[g] = head + group_bytes * (in_block / 16);
@@ -29,16 +29,38 @@ Tile tile_at(const AttentionArgs& args, const int32_t* block_table, int kv_head,
   return tile;
 }
 
+// Scores of the groups that some query sees; what others hold is masked.
+template <class T, int n>
+REALM_INLINE void score_as(const Query* queries, const Tile& tile, const Tile& next, int dim) {
+  const int end = tile.num_groups();
+  for (int g = 0; g < end; g += kGroups) {
+    if (g + 4 <= end && kGroups >= 4)
+      score_groups<T, n, kGroups>(queries, tile, next, g, dim);
+    else if (g + 3 <= end && kGroups >= 3)
+      score_groups<T, n, kGroups >= 3 ? 3 : kGroups>(queries, tile, next, g, dim);
+    else if (g + 2 <= end)
+      score_groups<T, n, 2>(queries, tile, next, g, dim);
+    else
+      score_groups<T, n, 1>(queries, tile, next, g, dim);
+  }
+}
+
+// More queries at a time than the compiler keeps in registers are two halves.
+template <int n>
+REALM_INLINE void score_int8(const Query* queries, const Tile& tile, const Tile& next, int g, int dim) {
+  constexpr int first = n <= kInt8ScoreQueries ? n : (n + 1) / 2;
+  score_groups_int8<first>(queries, tile, next, g, dim);
+  if constexpr (first < n) score_groups_int8<n - first>(queries + first, tile, tile, g, dim);
+}
+
 template <int n>
 void score(const Query* queries, const Tile& tile, const Tile& next, const KVLayout& kv) {
-  for (int g = 0; g < tile.num_groups; g += kGroups) {
-    if (kv.type == KVType::f16)
-      score_groups<uint16_t, n>(queries, tile, next, g, kv.head_dim);
-    else if (kv.type == KVType::f32)
-      score_groups<float, n>(queries, tile, next, g, kv.head_dim);
-    else
-      score_groups_int8<n>(queries, tile, next, g, kv.head_dim);
-  }
+  if (kv.type == KVType::f16)
+    score_as<uint16_t, n>(queries, tile, next, kv.head_dim);
+  else if (kv.type == KVType::f32)
+    score_as<float, n>(queries, tile, next, kv.head_dim);
+  else
+    for (int g = 0; g < tile.num_groups(); g += kGroups) score_int8<n>(queries, tile, next, g, kv.head_dim);
 }
 
 // In chunks of as many queries as there are registers for.
@@ -115,9 +137,9 @@ int start_queries(const AttentionArgs& args, const AttentionItem& item, float* s
   for (int i = 0; i < item.num_rows; ++i) {
     for (int h = 0; h < item.num_heads; ++h, ++n) {
       Query& query = queries[n];
-      query.row = item.row + i;
+      query.out_row = item.out_row + i;
       query.head = item.head + h;
-      query.q = args.q + size_t(query.row) * args.row_stride + size_t(query.head) * dim;
+      query.q = args.q + size_t(item.row + i) * args.row_stride + size_t(query.head) * dim;
       query.last = item.position + i;
       query.first = args.window > 0 && query.last >= args.window ? query.last - args.window + 1 : 0;
       query.largest = kMasked;
@@ -140,14 +162,14 @@ void finish_query(const AttentionArgs& args, const Query& query) {
   const f32x16 inverse = set1(1.0f / reduce_add(load(query.sums)));
   for (int d = 0; d < dim; d += 16) store(query.acc + d, load(query.acc + d) * inverse);
   if (args.out.rows != nullptr) {
-    float* out = args.out.rows + size_t(query.row) * args.out.row_stride + column;
+    float* out = args.out.rows + size_t(query.out_row) * args.out.row_stride + column;
     for (int d = 0; d < dim; d += 16) store(out + d, load(query.acc + d));
   }
   if (args.out.panels != nullptr)
     for (int d = 0; d < dim; d += 32)
       quantize_block(load(query.acc + d), load(query.acc + d + 16),
-                     activation_block(args.out.panels, args.out.num_blocks * 32, query.row, (column + d) / 32),
-                     query.row % kPanelRows);
+                     activation_block(args.out.panels, args.out.num_blocks * 32, query.out_row, (column + d) / 32),
+                     query.out_row % kPanelRows);
 }
 
 int first_tile(const AttentionArgs& args, const AttentionItem& item) {

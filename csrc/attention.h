@@ -34,6 +34,7 @@ struct AttentionArgs {
 // Consecutive rows of one request times consecutive heads of one KV head; at most kMaxItemQueries queries.
 struct AttentionItem {
   std::int32_t row, num_rows;
+  std::int32_t out_row;   // where the first row's result goes
   std::int32_t position;  // of the first row
   std::int32_t head, num_heads;
   const std::int32_t* block_table;

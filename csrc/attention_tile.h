@@ -9,9 +9,9 @@ namespace {
 
 // How many accumulators fit the register file. Grouping changes no bits: each query's chains stay as they are.
 #if defined(REALM_ISA_AVX512VNNI)
-constexpr int kMaxQueries = 6, kGroups = 4, kVectors = 4, kInt8Queries = 3;
+constexpr int kMaxQueries = 6, kGroups = 4, kVectors = 4, kInt8Queries = 3, kInt8ScoreQueries = 3;
 #else
-constexpr int kMaxQueries = 2, kGroups = 2, kVectors = 2, kInt8Queries = 1;
+constexpr int kMaxQueries = 2, kGroups = 2, kVectors = 2, kInt8Queries = 1, kInt8ScoreQueries = 2;
 #endif
 
 constexpr int kTileGroups = kTileTokens / 16;
@@ -24,7 +24,7 @@ struct Query {
   float* sums;    // [16]: sums of probabilities, of the tokens of each lane
   int first, last;  // tokens it sees
   float largest, rescale;
-  int row, head;
+  int out_row, head;
   int8_t* q8;
   float q8_scale;
   int32_t q8_sum;
@@ -39,7 +39,8 @@ struct Tile {
   const float* key_scales[kTileGroups];  // int8 only
   const float* value_scales[kTileGroups];
   int first_token;  // position of the tile's first token
-  int num_groups;   // those that hold a token anyone sees
+  int num_tokens;   // those from the first on that anyone sees
+  REALM_INLINE int num_groups() const { return (num_tokens + 15) / 16; }
 };
 
 template <class T>
@@ -53,37 +54,38 @@ REALM_INLINE f32x16 load_element<float>(const float* p) {
   return load(p);
 }
 
-// scores[i][16 g + lane] = q_i . k for `n` queries and kGroups groups of 16 tokens, from group `g0` on.
-// Meanwhile the same lines of `next` are fetched: a burst of them would stall, spread over the work they are free.
-template <class T, int n>
+// scores[i][16 g + lane] = q_i . k for `n` queries and `m` groups of 16 tokens, from group `g0` on.
+// Meanwhile the same lines of `next`, of kGroups groups, are fetched: a burst of them would stall, spread over the work they are
+// free.
+template <class T, int n, int m>
 REALM_INLINE void score_groups(const Query* queries, const Tile& tile, const Tile& next, int g0, int dim) {
-  const T* keys[kGroups];
+  const T* keys[m];
   REALM_UNROLL
-  for (int g = 0; g < kGroups; ++g) keys[g] = reinterpret_cast<const T*>(tile.keys[g0 + g]);
-  f32x16 sum[n][kGroups];
+  for (int g = 0; g < m; ++g) keys[g] = reinterpret_cast<const T*>(tile.keys[g0 + g]);
+  f32x16 sum[n][m];
   REALM_UNROLL
   for (int i = 0; i < n; ++i)
     REALM_UNROLL
-    for (int g = 0; g < kGroups; ++g) sum[i][g] = zero();
+    for (int g = 0; g < m; ++g) sum[i][g] = zero();
   for (int d = 0; d < dim; ++d) {
     if (d % (64 / int(16 * sizeof(T))) == 0) {
       REALM_UNROLL
       for (int g = 0; g < kGroups; ++g) prefetch(next.keys[g0 + g] + 16 * sizeof(T) * d);
     }
-    f32x16 k[kGroups];
+    f32x16 k[m];
     REALM_UNROLL
-    for (int g = 0; g < kGroups; ++g) k[g] = load_element(keys[g] + 16 * d);
+    for (int g = 0; g < m; ++g) k[g] = load_element(keys[g] + 16 * d);
     REALM_UNROLL
     for (int i = 0; i < n; ++i) {
       const f32x16 q = set1(queries[i].q[d]);
       REALM_UNROLL
-      for (int g = 0; g < kGroups; ++g) sum[i][g] = fma(q, k[g], sum[i][g]);
+      for (int g = 0; g < m; ++g) sum[i][g] = fma(q, k[g], sum[i][g]);
     }
   }
   REALM_UNROLL
   for (int i = 0; i < n; ++i)
     REALM_UNROLL
-    for (int g = 0; g < kGroups; ++g) store(queries[i].scores + 16 * (g0 + g), sum[i][g]);
+    for (int g = 0; g < m; ++g) store(queries[i].scores + 16 * (g0 + g), sum[i][g]);
 }
 
 // The same from int8 keys: exact integer dots, then the two scales.
@@ -125,10 +127,11 @@ REALM_INLINE void add_values(const Query* queries, const Tile& tile, const Tile&
   for (int i = 0; i < n; ++i)
     REALM_UNROLL
     for (int j = 0; j < m; ++j) acc[i][j] = load(queries[i].acc + d0 + 16 * j) * set1(queries[i].rescale);
-  for (int g = 0; g < tile.num_groups; ++g) {
+  for (int g = 0; g < tile.num_groups(); ++g) {
     const T* values = reinterpret_cast<const T*>(tile.values[g]) + d0;
     const T* ahead = reinterpret_cast<const T*>(next.values[g]) + d0;
-    for (int t = 0; t < 16; ++t) {
+    const int left = tile.num_tokens - 16 * g, num_tokens = left < 16 ? left : 16;
+    for (int t = 0; t < num_tokens; ++t) {
       REALM_UNROLL
       for (int j = 0; j < m; j += 64 / int(16 * sizeof(T))) prefetch(ahead + t * dim + 16 * j);
       f32x16 v[m];
@@ -156,7 +159,7 @@ REALM_INLINE void add_values_int8(const Query* queries, const Tile& tile, const 
   for (int i = 0; i < n; ++i)
     REALM_UNROLL
     for (int j = 0; j < m; ++j) high[i][j] = low[i][j] = izero();
-  for (int g = 0; g < tile.num_groups; ++g) {
+  for (int g = 0; g < tile.num_groups(); ++g) {
     const uint8_t* values = tile.values[g] + 4 * d0;
     const uint8_t* ahead = next.values[g] + 4 * d0;
     for (int t = 0; t < 16; t += 4) {

@@ -140,9 +140,10 @@ void bind_program(nb::module_& m) {
              return p.add_rope(f.data(), f.size(), interleaved, scale);
            },
            "inverse_frequencies"_a, "interleaved"_a, "scale"_a)
-      .def("add_value", &Program::add_value, "width"_a, "rows"_a, "panels"_a)
+      .def("add_value", &Program::add_value, "width"_a, "rows"_a, "panels"_a, "judged"_a)
       .def("embed", &Program::embed, "table"_a, "scale"_a, "out"_a)
-      .def("rms_norm", &Program::rms_norm, "x"_a, "weight"_a, "eps"_a, "residual"_a, "out"_a, "of_logit_rows"_a)
+      .def("rms_norm", &Program::rms_norm, "x"_a, "weight"_a, "eps"_a, "residual"_a, "out"_a)
+      .def("keep_judged", &Program::keep_judged, "x"_a)
       .def("cast", &Program::cast, "x"_a, "out"_a)
       .def("matmul", &Program::matmul, "x"_a, "matrices"_a, "biases"_a, "out"_a, "accumulate"_a)
       .def("gated_matmul",

@@ -31,7 +31,7 @@ Rectangle share_rectangle(int num_rows, int num_blocks, const Lane& lane) {
 class Embed final : public Op {
  public:
   Embed(const Matrix* table, float scale, Value out, int site)
-      : Op("embed"), table_(table), scale_(scale), out_(out), site_(site) {}
+      : Op("embed", out.judged), table_(table), scale_(scale), out_(out), site_(site) {}
   void run(const Step& step, const Lane& lane) const override {
     const Share s = share_of(step.num_tokens(), lane.thread, lane.num_threads);
     const std::vector<LoraRun>& runs = step.lora_runs(site_);
@@ -67,29 +67,44 @@ class Embed final : public Op {
 
 class RmsNorm final : public Op {
  public:
-  RmsNorm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out, bool of_logit_rows)
-      : Op("norm"), kernel_(k.rows.rms_norm), of_logit_rows_(of_logit_rows) {
+  RmsNorm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out)
+      : Op("norm", x.judged), kernel_(k.rows.rms_norm) {
     args_ = {x.rows, x.row_stride, nullptr, weight, eps, x.width, residual, out.row_stride, out.sink()};
   }
   void run(const Step& step, const Lane& lane) const override {
-    NormArgs args = args_;
-    if (of_logit_rows_) args.rows = step.input().logit_rows;
-    const int num_rows = of_logit_rows_ ? step.input().num_logit_rows : step.num_tokens();
-    const Rectangle r = share_rectangle(num_rows, args.out.num_blocks, lane);
-    kernel_(args, r.row_begin, r.row_end, r.block_begin, r.block_end);
+    const Rectangle r = share_rectangle(num_rows(step), args_.out.num_blocks, lane);
+    kernel_(args_, r.row_begin, r.row_end, r.block_begin, r.block_end);
   }
 
  private:
   decltype(RowKernels::rms_norm) kernel_;
   NormArgs args_;
-  bool of_logit_rows_;
+};
+
+class KeepJudged final : public Op {
+ public:
+  explicit KeepJudged(Value x) : Op("keep judged", true), x_(x) {}
+  // Rows ascend: where all are judged, each is where it should be.
+  bool idle(const Step& step) const override { return num_rows(step) == 0 || num_rows(step) == step.num_tokens(); }
+  void run(const Step& step, const Lane& lane) const override {
+    const Share s = share_of(x_.num_blocks(), lane.thread, lane.num_threads);
+    for (int row = 0; row < num_rows(step); ++row) {
+      const int from = step.input().logit_rows[row];
+      if (from == row) continue;
+      std::memcpy(x_.rows + row * x_.row_stride + s.begin * kColumns, x_.rows + from * x_.row_stride + s.begin * kColumns,
+                  sizeof(float) * kColumns * (s.end - s.begin));
+    }
+  }
+
+ private:
+  Value x_;
 };
 
 class Cast final : public Op {
  public:
-  Cast(const Kernels& k, Value x, Value out) : Op("quantize"), kernel_(k.rows.cast), args_{x.rows, x.row_stride, out.sink()} {}
+  Cast(const Kernels& k, Value x, Value out) : Op("quantize", x.judged), kernel_(k.rows.cast), args_{x.rows, x.row_stride, out.sink()} {}
   void run(const Step& step, const Lane& lane) const override {
-    const Rectangle r = share_rectangle(step.num_tokens(), args_.out.num_blocks, lane);
+    const Rectangle r = share_rectangle(num_rows(step), args_.out.num_blocks, lane);
     kernel_(args_, r.row_begin, r.row_end, r.block_begin, r.block_end);
   }
 
@@ -117,7 +132,7 @@ void run_units(const Kernels& k, const Value& x, const MatmulPart& part, int num
 
 class LoraShrink final : public Op {
  public:
-  LoraShrink(const Kernels& k, Value x, LoraInlet lora) : Op("lora shrink"), k_(k), x_(x), lora_(lora) {}
+  LoraShrink(const Kernels& k, Value x, LoraInlet lora) : Op("lora shrink", x.judged), k_(k), x_(x), lora_(lora) {}
   bool idle(const Step& step) const override { return step.lora_runs(lora_.site).empty(); }
   void run(const Step& step, const Lane& lane) const override {
     lora_shrink(*k_.lora, step.lora_runs(lora_.site), {x_.panels, x_.rows, x_.row_stride}, lora_.ranks->t, lora_.ranks->stride,
@@ -143,14 +158,11 @@ void run_adapters(const Kernels& k, const Step& step, const LoraInlet& lora, int
 
 class Matmul final : public Op {
  public:
-  Matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows, LoraInlet lora)
-      : Op(of_logit_rows ? "head" : "matmul " + std::to_string(out.width) + "x" + std::to_string(x.width)),
-        k_(k), x_(x), parts_(std::move(parts)), out_(out), accumulate_(accumulate), of_logit_rows_(of_logit_rows), lora_(lora) {
+  Matmul(const Kernels& k, std::string name, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, LoraInlet lora)
+      : Op(std::move(name), x.judged), k_(k), x_(x), parts_(std::move(parts)), out_(out), accumulate_(accumulate), lora_(lora) {
     for (const MatmulPart& part : parts_) units_ += num_units(*part.matrix);
   }
   void run(const Step& step, const Lane& lane) const override {
-    const int num_rows = of_logit_rows_ ? step.input().num_logit_rows : step.num_tokens();
-    if (num_rows == 0) return;
     const Share share = share_of(units_, lane.thread, lane.num_threads);
     int before = 0, column = 0, index = 0;
     for (const MatmulPart& part : parts_) {
@@ -158,7 +170,7 @@ class Matmul final : public Op {
       const int begin = std::max(share.begin - before, 0), end = std::min(share.end - before, units);
       if (begin < end) {
         float* out = out_.rows + column + begin * kColumns;
-        run_units(k_, x_, part, num_rows, begin, end, out, out_.row_stride, accumulate_, lane);
+        run_units(k_, x_, part, num_rows(step), begin, end, out, out_.row_stride, accumulate_, lane);
         run_adapters(k_, step, lora_, index, *part.matrix, begin, end, out, out_.row_stride);
       }
       before += units;
@@ -172,7 +184,7 @@ class Matmul final : public Op {
   Value x_;
   std::vector<MatmulPart> parts_;
   Value out_;
-  bool accumulate_, of_logit_rows_;
+  bool accumulate_;
   LoraInlet lora_;
   int units_ = 0;
 };
@@ -180,25 +192,24 @@ class Matmul final : public Op {
 class GatedMatmul final : public Op {
  public:
   GatedMatmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out, LoraInlet lora)
-      : Op("gated matmul"), k_(k), x_(x), gate_(gate), up_(up), activation_(activation), out_(out), lora_(lora) {}
+      : Op("gated matmul", x.judged), k_(k), x_(x), gate_(gate), up_(up), activation_(activation), out_(out), lora_(lora) {}
   void run(const Step& step, const Lane& lane) const override {
-    const int num_rows = step.num_tokens();
     const Share share = share_of(num_units(*gate_.matrix), lane.thread, lane.num_threads);
-    const int at_once = std::max<int>(1, static_cast<int>(kGatedScratchFloats / (std::size_t(num_rows) * 2 * kColumns)));
+    const int at_once = std::max<int>(1, static_cast<int>(kGatedScratchFloats / (std::size_t(num_rows(step)) * 2 * kColumns)));
     for (int begin = share.begin; begin < share.end; begin += at_once)
       run_columns(step, begin, std::min(share.end, begin + at_once), lane);
   }
 
  private:
   void run_columns(const Step& step, int begin, int end, const Lane& lane) const {
-    const int num_rows = step.num_tokens();
+    const int rows = num_rows(step);
     float* scratch = lane.scratch;
     const std::size_t half = std::size_t(end - begin) * kColumns, stride = 2 * half;
-    run_units(k_, x_, gate_, num_rows, begin, end, scratch, stride, false, lane);
-    run_units(k_, x_, up_, num_rows, begin, end, scratch + half, stride, false, lane);
+    run_units(k_, x_, gate_, rows, begin, end, scratch, stride, false, lane);
+    run_units(k_, x_, up_, rows, begin, end, scratch + half, stride, false, lane);
     run_adapters(k_, step, lora_, 0, *gate_.matrix, begin, end, scratch, stride);
     run_adapters(k_, step, lora_, 1, *up_.matrix, begin, end, scratch + half, stride);
-    k_.rows.gated({scratch, scratch + half, stride, activation_, out_.sink()}, 0, num_rows, begin, end);
+    k_.rows.gated({scratch, scratch + half, stride, activation_, out_.sink()}, 0, rows, begin, end);
   }
 
   const Kernels& k_;
@@ -212,9 +223,9 @@ class GatedMatmul final : public Op {
 class Gated final : public Op {
  public:
   Gated(const Kernels& k, Value gate_up, Activation activation, Value out)
-      : Op("gated"), kernel_(k.rows.gated), x_(gate_up), activation_(activation), out_(out) {}
+      : Op("gated", gate_up.judged), kernel_(k.rows.gated), x_(gate_up), activation_(activation), out_(out) {}
   void run(const Step& step, const Lane& lane) const override {
-    const Rectangle r = share_rectangle(step.num_tokens(), out_.num_blocks(), lane);
+    const Rectangle r = share_rectangle(num_rows(step), out_.num_blocks(), lane);
     const float* gate = x_.rows + r.block_begin * kColumns;
     kernel_({gate, gate + out_.width, x_.row_stride, activation_, out_.sink()}, r.row_begin, r.row_end, r.block_begin, r.block_end);
   }
@@ -229,9 +240,9 @@ class Gated final : public Op {
 class Add final : public Op {
  public:
   Add(const Kernels& k, Value x, Value y, Value out)
-      : Op("add"), kernel_(k.rows.add), args_{x.rows, y.rows, out.rows, out.row_stride}, num_blocks_(out.num_blocks()) {}
+      : Op("add", out.judged), kernel_(k.rows.add), args_{x.rows, y.rows, out.rows, out.row_stride}, num_blocks_(out.num_blocks()) {}
   void run(const Step& step, const Lane& lane) const override {
-    const Rectangle r = share_rectangle(step.num_tokens(), num_blocks_, lane);
+    const Rectangle r = share_rectangle(num_rows(step), num_blocks_, lane);
     kernel_(args_, r.row_begin, r.row_end, r.block_begin, r.block_end);
   }
 
@@ -244,7 +255,7 @@ class Add final : public Op {
 class Heads final : public Op {
  public:
   Heads(const Kernels& k, HeadArgs args, const KVPool& pool, std::size_t offset)
-      : Op("rope and store"), kernel_(k.rows.heads), args_(args), pool_(pool), offset_(offset) {}
+      : Op("rope and store", false), kernel_(k.rows.heads), args_(args), pool_(pool), offset_(offset) {}
   void run(const Step& step, const Lane& lane) const override {
     const int num_heads = args_.num_heads + 2 * args_.kv.num_kv_heads;
     Share rows{0, step.num_tokens()}, heads{0, num_heads};
@@ -268,7 +279,7 @@ class Heads final : public Op {
 class Attend final : public Op {
  public:
   Attend(const Kernels& k, AttentionArgs args, const KVPool& pool, std::size_t offset, const AttentionPlan* plan)
-      : Op("attention"), kernel_(k.attention.attend), args_(args), pool_(pool), offset_(offset), plan_(plan) {}
+      : Op("attention", plan->shape.judged), kernel_(k.attention.attend), args_(args), pool_(pool), offset_(offset), plan_(plan) {}
   void run(const Step&, const Lane& lane) const override {
     AttentionArgs args = args_;
     args.layer = pool_.layer(offset_);
@@ -294,13 +305,14 @@ class Attend final : public Op {
 OpPtr make_embed(const Matrix* table, float scale, Value out, int site) {
   return std::make_unique<Embed>(table, scale, out, site);
 }
-OpPtr make_rms_norm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out, bool of_logit_rows) {
-  return std::make_unique<RmsNorm>(k, x, weight, eps, residual, out, of_logit_rows);
+OpPtr make_rms_norm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out) {
+  return std::make_unique<RmsNorm>(k, x, weight, eps, residual, out);
 }
+OpPtr make_keep_judged(Value x) { return std::make_unique<KeepJudged>(x); }
 OpPtr make_cast(const Kernels& k, Value x, Value out) { return std::make_unique<Cast>(k, x, out); }
 OpPtr make_lora_shrink(const Kernels& k, Value x, LoraInlet lora) { return std::make_unique<LoraShrink>(k, x, lora); }
-OpPtr make_matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows, LoraInlet lora) {
-  return std::make_unique<Matmul>(k, x, std::move(parts), out, accumulate, of_logit_rows, lora);
+OpPtr make_matmul(const Kernels& k, std::string name, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, LoraInlet lora) {
+  return std::make_unique<Matmul>(k, std::move(name), x, std::move(parts), out, accumulate, lora);
 }
 OpPtr make_gated_matmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out, LoraInlet lora) {
   return std::make_unique<GatedMatmul>(k, x, gate, up, activation, out, lora);

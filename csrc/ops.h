@@ -11,13 +11,15 @@
 
 namespace realm {
 
-// Where a value of the program lies: f32 rows [T, stride], and the same as int8 panels if some matmul wants those.
+// Where a value of the program lies: f32 rows [T, stride], and the same as int8 panels if some matmul wants those. Or [S,
+// stride]: of those judged only.
 struct Value {
   float* rows = nullptr;
   std::size_t row_stride = 0;  // floats; a multiple of 32, padded with zeros
   std::uint8_t* panels = nullptr;
   std::uint8_t* residuals = nullptr;  // see Sink
   int width = 0;  // columns in use
+  bool judged = false;
 
   int num_blocks() const { return static_cast<int>(row_stride / 32); }
   Sink sink() const { return {rows, row_stride, panels, num_blocks(), residuals}; }
@@ -52,17 +54,22 @@ struct KVPool {
 
 class Op {
  public:
-  explicit Op(std::string name) : name_(std::move(name)) {}
+  // `judged`: works on the rows judged, not on all.
+  Op(std::string name, bool judged) : name_(std::move(name)), judged_(judged) {}
   virtual ~Op() = default;
   virtual void run(const Step& step, const Lane& lane) const = 0;
   // True for all threads alike: this step has nothing to do here, not even a barrier.
-  virtual bool idle(const Step&) const { return false; }
+  virtual bool idle(const Step& step) const { return num_rows(step) == 0; }
   // Has the ops before it fetch what this one will read.
   virtual void announce(const Lane&) const {}
   const std::string& name() const { return name_; }
 
+ protected:
+  int num_rows(const Step& step) const { return judged_ ? step.num_judged() : step.num_tokens(); }
+
  private:
   std::string name_;
+  bool judged_;
 };
 
 using OpPtr = std::unique_ptr<Op>;
@@ -80,11 +87,12 @@ struct LoraInlet {
 
 // `site`: where adapters change the table.
 OpPtr make_embed(const Matrix* table, float scale, Value out, int site);
-// `of_logit_rows`: the rows wanted in `logit_rows` only, gathered.
-OpPtr make_rms_norm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out, bool of_logit_rows);
+OpPtr make_rms_norm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out);
+// Moves the rows in `logit_rows` to the front, in place.
+OpPtr make_keep_judged(Value x);
 OpPtr make_cast(const Kernels& k, Value x, Value out);
 OpPtr make_lora_shrink(const Kernels& k, Value x, LoraInlet lora);
-OpPtr make_matmul(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, bool of_logit_rows, LoraInlet lora);
+OpPtr make_matmul(const Kernels& k, std::string name, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, LoraInlet lora);
 // activation(x W_gate) * (x W_up), without a barrier between: a thread's columns of both are its own.
 OpPtr make_gated_matmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out, LoraInlet lora);
 OpPtr make_gated(const Kernels& k, Value gate_up, Activation activation, Value out);

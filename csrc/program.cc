@@ -36,7 +36,8 @@ Program::Program(const ProgramConfig& config, const Program* beside)
   require(config.num_threads >= 1, "num_threads must be at least 1");
   require(beside == nullptr || beside->config_.num_threads == config.num_threads, "programs that share threads have equally many");
   require(config.limits.max_tokens >= 1, "max_tokens must be at least 1");
-  require(config.limits.max_logit_rows >= 1, "max_logit_rows must be at least 1");
+  require(config.limits.max_logit_rows >= 1 && config.limits.max_logit_rows <= config.limits.max_tokens,
+          "max_logit_rows must be 1..max_tokens");
   require(config.limits.max_positions >= 1 && config.limits.max_positions <= 1 << 24, "max_positions must be 1..2^24");
   require(config.limits.num_blocks >= 1, "num_blocks must be at least 1");
   require(config.limits.block_tokens >= 16 && config.limits.block_tokens % 16 == 0, "block_tokens must be a multiple of 16");
@@ -121,8 +122,9 @@ Value Program::make_value(int width, int num_rows, bool rows, bool panels) {
   return v;
 }
 
-int Program::add_value(int width, bool rows, bool panels) {
+int Program::add_value(int width, bool rows, bool panels, bool judged) {
   values_.push_back(make_value(width, config_.limits.max_tokens, rows, panels));
+  values_.back().judged = judged;
   return static_cast<int>(values_.size()) - 1;
 }
 
@@ -152,7 +154,7 @@ void Program::need_scratch(std::size_t floats) {
 int Program::embed(int table, float scale, int out) {
   const Matrix* m = matrix(table);
   const Value v = value(out);
-  require(v.rows != nullptr && v.width == m->num_inputs, "embed: width");
+  require(v.rows != nullptr && v.width == m->num_inputs && !v.judged, "embed: output");
   require(m->num_rows >= config_.limits.vocab_size, "embed: fewer rows than the vocabulary");
   const int site = static_cast<int>(sites_.size());
   sites_.push_back({LoraStore::f32, m->num_rows, {m->num_inputs}, false, true});
@@ -160,10 +162,10 @@ int Program::embed(int table, float scale, int out) {
   return site;
 }
 
-void Program::rms_norm(int x, int weight, float eps, int residual, int out, bool of_logit_rows) {
+void Program::rms_norm(int x, int weight, float eps, int residual, int out) {
   const Value from = value(x);
   Value to = value(out);
-  require(from.rows != nullptr && from.width == to.width, "rms_norm: width");
+  require(from.rows != nullptr && from.width == to.width && from.judged == to.judged, "rms_norm: output");
   if (to.panels != nullptr && to.residuals == nullptr) {
     buffers_.emplace_back(panels_bytes(config_.limits.max_tokens, static_cast<int>(to.row_stride)));
     to.residuals = values_[out].residuals = buffers_.back().data();
@@ -171,13 +173,23 @@ void Program::rms_norm(int x, int weight, float eps, int residual, int out, bool
   const float* add_to = nullptr;
   if (residual != -1) {
     add_to = value(residual).rows;
-    require(add_to != nullptr && value(residual).width == to.width && to.rows != nullptr, "rms_norm: residual");
+    require(add_to != nullptr && value(residual).width == to.width && value(residual).judged == to.judged && to.rows != nullptr,
+            "rms_norm: residual");
   }
-  add_op(make_rms_norm(kernels_, from, vector(weight, to.row_stride), eps, add_to, to, of_logit_rows));
+  add_op(make_rms_norm(kernels_, from, vector(weight, to.row_stride), eps, add_to, to));
+}
+
+int Program::keep_judged(int x) {
+  Value v = value(x);
+  require(v.rows != nullptr && v.panels == nullptr && !v.judged, "keep_judged: rows of all tokens");
+  v.judged = true;
+  values_.push_back(v);
+  add_op(make_keep_judged(v));
+  return static_cast<int>(values_.size()) - 1;
 }
 
 void Program::cast(int x, int out) {
-  require(value(x).rows != nullptr && value(x).width == value(out).width, "cast: width");
+  require(value(x).rows != nullptr && value(x).width == value(out).width && value(x).judged == value(out).judged, "cast: output");
   add_op(make_cast(kernels_, value(x), value(out)));
 }
 
@@ -193,8 +205,8 @@ std::vector<MatmulPart> Program::parts(const Value& x, const std::vector<int>& m
   return parts;
 }
 
-LoraInlet Program::add_site(const Value& x, const std::vector<MatmulPart>& parts, bool of_logit_rows) {
-  LoraSite site{x.panels != nullptr ? LoraStore::int8 : LoraStore::f32, x.width, {}, of_logit_rows};
+LoraInlet Program::add_site(const Value& x, const std::vector<MatmulPart>& parts) {
+  LoraSite site{x.panels != nullptr ? LoraStore::int8 : LoraStore::f32, x.width, {}, x.judged};
   for (const MatmulPart& part : parts) site.num_outputs.push_back(part.matrix->num_rows);
   sites_.push_back(std::move(site));
   const LoraInlet lora{static_cast<int>(sites_.size()) - 1, &ranks_};
@@ -223,32 +235,35 @@ int Program::matmul(int x, const std::vector<int>& matrices, const std::vector<i
   std::vector<MatmulPart> p = parts(from, matrices, biases);
   int width = 0;
   for (const MatmulPart& part : p) width += part.matrix->num_rows;
-  require(to.rows != nullptr && to.width == width, "matmul: width of the output");
-  const LoraInlet lora = add_site(from, p, false);
-  add_op(make_matmul(kernels_, from, std::move(p), to, accumulate, false, lora));
+  require(to.rows != nullptr && to.width == width && to.judged == from.judged, "matmul: output");
+  const LoraInlet lora = add_site(from, p);
+  std::string name = "matmul " + std::to_string(to.width) + "x" + std::to_string(from.width);
+  add_op(make_matmul(kernels_, std::move(name), from, std::move(p), to, accumulate, lora));
   return lora.site;
 }
 
 int Program::gated_matmul(int x, int gate, int up, int gate_bias, int up_bias, Activation activation, int out) {
   const Value from = value(x), to = value(out);
   const std::vector<MatmulPart> p = parts(from, {gate, up}, {gate_bias, up_bias});
-  require(p[0].matrix->num_rows == to.width && p[1].matrix->num_rows == to.width, "gated_matmul: width of the output");
+  require(p[0].matrix->num_rows == to.width && p[1].matrix->num_rows == to.width && to.judged == from.judged,
+          "gated_matmul: output");
   require(to.width % 32 == 0, "gated_matmul: width must be a multiple of 32");
   need_scratch(gated_scratch(config_.limits.max_tokens));
-  const LoraInlet lora = add_site(from, p, false);
+  const LoraInlet lora = add_site(from, p);
   add_op(make_gated_matmul(kernels_, from, p[0], p[1], activation, to, lora));
   return lora.site;
 }
 
 void Program::gated(int gate_up, Activation activation, int out) {
   const Value from = value(gate_up), to = value(out);
-  require(from.rows != nullptr && from.width == 2 * to.width && to.width % 32 == 0, "gated: width");
+  require(from.rows != nullptr && from.width == 2 * to.width && to.width % 32 == 0 && to.judged == from.judged, "gated: output");
   add_op(make_gated(kernels_, from, activation, to));
 }
 
 void Program::add(int x, int y, int out) {
   const Value a = value(x), b = value(y), to = value(out);
   require(a.rows != nullptr && b.rows != nullptr && to.rows != nullptr && a.width == to.width && b.width == to.width, "add: width");
+  require(a.judged == to.judged && b.judged == to.judged, "add: rows");
   add_op(make_add(kernels_, a, b, to));
 }
 
@@ -263,7 +278,7 @@ void Program::attention(int qkv, const HeadSpec& spec, int out) {
   const Value from = value(qkv), to = value(out);
   require(spec.num_kv_heads >= 1 && spec.num_heads % spec.num_kv_heads == 0, "attention: heads per KV head");
   require(spec.head_dim >= 16 && spec.head_dim % 16 == 0 && spec.head_dim <= 512, "attention: head_dim must be a multiple of 16, at most 512");
-  require(from.rows != nullptr && from.width == (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim, "attention: width of q, k, v");
+  require(from.rows != nullptr && !from.judged && from.width == (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim, "attention: width of q, k, v");
   require(to.width == spec.num_heads * spec.head_dim && (to.panels == nullptr || spec.head_dim % 32 == 0), "attention: output");
   require(spec.rope >= 0 && spec.rope < static_cast<int>(ropes_.size()), "attention: no such rope");
   require(2 * ropes_[spec.rope].num_pairs <= spec.head_dim, "attention: more rotated dimensions than head_dim");
@@ -276,18 +291,19 @@ void Program::attention(int qkv, const HeadSpec& spec, int out) {
   need_scratch(attention_scratch(spec.head_dim));
   AttentionArgs args{from.rows, from.row_stride, spec.num_heads / spec.num_kv_heads, spec.window, layout, {}, to.sink()};
   attention_ops_.push_back(ops_.size());
-  add_op(make_attend(kernels_, args, kv_pool_, offset, plan({spec.num_heads, spec.window, layout})));
+  add_op(make_attend(kernels_, args, kv_pool_, offset, plan({spec.num_heads, spec.window, to.judged, layout})));
 }
 
 int Program::logits(int x, const std::vector<int>& matrices, const std::vector<int>& biases) {
   std::vector<MatmulPart> p = parts(value(x), matrices, biases);
+  require(value(x).judged, "logits: of the rows judged");
   int width = 0;
   for (const MatmulPart& part : p) width += part.matrix->num_rows;
   require(width <= config_.limits.vocab_size, "logits: the head has more rows than the vocabulary");
   logits_ = make_value(width, config_.limits.max_logit_rows, true, false);
   kv_pool_.memory = HugeBuffer(kv_pool_.block_bytes * config_.limits.num_blocks);
-  const LoraInlet lora = add_site(value(x), p, true);
-  add_op(make_matmul(kernels_, value(x), std::move(p), logits_, false, true, lora));
+  const LoraInlet lora = add_site(value(x), p);
+  add_op(make_matmul(kernels_, "head", value(x), std::move(p), logits_, false, lora));
   return lora.site;
 }
 

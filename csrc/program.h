@@ -47,13 +47,15 @@ class Program {
   int add_vector(const float* values, std::size_t n);  // padded with zeros to a multiple of 32
   int add_rope(const double* inverse_frequencies, std::size_t n, bool interleaved, double scale);
 
-  // A value [T, width], as f32 rows, int8 panels, or both.
-  int add_value(int width, bool rows, bool panels);
+  // A value [T, width], or [S, width] of the rows judged only; as f32 rows, int8 panels, or both.
+  int add_value(int width, bool rows, bool panels, bool judged);
 
   // Ops, in order of execution.
   // Gives the site by which adapters change the table.
   int embed(int table, float scale, int out);
-  void rms_norm(int x, int weight, float eps, int residual, int out, bool of_logit_rows);
+  void rms_norm(int x, int weight, float eps, int residual, int out);
+  // A value of the rows judged only, in the memory of `x`, which is not to be read any more.
+  int keep_judged(int x);
   void cast(int x, int out);
   // These three give the site by which adapters change their matrices.
   int matmul(int x, const std::vector<int>& matrices, const std::vector<int>& biases, int out, bool accumulate);
@@ -61,6 +63,7 @@ class Program {
   int logits(int x, const std::vector<int>& matrices, const std::vector<int>& biases);
   void gated(int gate_up, Activation activation, int out);
   void add(int x, int y, int out);
+  // `out` of the rows judged: only those attend.
   void attention(int qkv, const HeadSpec& spec, int out);
 
   // Adapters. Packing reads nothing that steps write: any thread may do it while steps run.
@@ -95,7 +98,7 @@ class Program {
   void need_scratch(std::size_t floats);
   // Sines and cosines of the first positions: made when a step first gets there, as few contexts are that long.
   void fill_ropes(int num_positions);
-  LoraInlet add_site(const Value& x, const std::vector<MatmulPart>& parts, bool of_logit_rows);
+  LoraInlet add_site(const Value& x, const std::vector<MatmulPart>& parts);
 
   const ProgramConfig config_;
   const Kernels& kernels_;

@@ -58,7 +58,7 @@ double weigh(const float* logits, int n, float largest, float temperature, float
     const int end = chunk + kSumChunk < n ? chunk + kSumChunk : n;
     f32x16 sum = zero();
     for (int i = chunk; i < end; i += 16) {
-      f32x16 w = exp((load_part(logits, i, n, kNothing) - shift) / divisor);
+      f32x16 w = exp_minus((shift - load_part(logits, i, n, kNothing)) / divisor);
       if (i + 16 > n) w = select(first_lanes(n - i), w, zero());
       if (weights != nullptr) {
         if (i + 16 <= n) {

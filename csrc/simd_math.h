@@ -6,30 +6,29 @@ namespace realm::REALM_ISA_NAMESPACE {
 REALM_INLINE u8x64 lo_nibbles(u8x64 a) { return bits_at_right<0, 15>(a); }
 REALM_INLINE u8x64 hi_nibbles(u8x64 a) { return bits_at_right<4, 15>(a); }
 
-// e^x with a relative error below 2e-7, for every finite x: 0 below -87.3, e^88 above 88.
-// Cody-Waite reduction by ln 2 in two parts, then the degree-6 polynomial of Cephes' expf.
-REALM_INLINE f32x16 exp(f32x16 x) {
-  const f32x16 lowest = set1(-87.3f);
-  const mask16 underflow = lt(x, lowest);
-  x = min(max(x, lowest), set1(88.0f));
-  const i32x16 n = to_i32(x * set1(1.44269504f));
-  const f32x16 nf = to_f32(n);
-  f32x16 r = fnma(nf, set1(0.693359375f), x);
-  r = fnma(nf, set1(-2.12194440e-4f), r);
+// e^-y for y >= 0 with a relative error below 2e-7: 0 above 87.3.
+// Cody-Waite reduction by ln 2 in two parts, then the degree-6 polynomial of Cephes' expf, in -r. Adding 1.5 * 2^23 rounds to the
+// nearest integer, in the low bits; e^-87.3 is a normal number, so the power of two is a subtraction from the exponent.
+REALM_INLINE f32x16 exp_minus(f32x16 y) {
+  const f32x16 largest = set1(87.3f), magic = set1(12582912.0f), one = set1(1.0f);
+  const mask16 underflow = gt(y, largest);
+  y = min(y, largest);
+  const f32x16 rounded = y * set1(1.44269504f) + magic, n = rounded - magic;
+  f32x16 r = fnma(n, set1(0.693359375f), y);
+  r = fnma(n, set1(-2.12194440e-4f), r);
   f32x16 p = set1(1.9875691500e-4f);
-  p = fma(p, r, set1(1.3981999507e-3f));
-  p = fma(p, r, set1(8.3334519073e-3f));
-  p = fma(p, r, set1(4.1665795894e-2f));
-  p = fma(p, r, set1(1.6666665459e-1f));
-  p = fma(p, r, set1(5.0000001201e-1f));
-  p = fma(p, r * r, r + set1(1.0f));
-  const f32x16 power = as_f32(shl<23>(n + iset1(127)));
-  return select(underflow, zero(), p * power);
+  p = fnma(p, r, set1(1.3981999507e-3f));
+  p = fnma(p, r, set1(8.3334519073e-3f));
+  p = fnma(p, r, set1(4.1665795894e-2f));
+  p = fnma(p, r, set1(1.6666665459e-1f));
+  p = fnma(p, r, set1(5.0000001201e-1f));
+  p = fma(p, r * r, one - r);
+  return select(underflow, zero(), as_f32(as_i32(p) - shl<23>(as_i32(rounded))));
 }
 
 // 1 / (1 + e^-x), from e^-|x| so that nothing overflows.
 REALM_INLINE f32x16 sigmoid(f32x16 x) {
-  const f32x16 e = exp(neg(abs(x)));
+  const f32x16 e = exp_minus(abs(x));
   return select(lt(x, zero()), e, set1(1.0f)) / (set1(1.0f) + e);
 }
 

@@ -42,7 +42,7 @@ void Step::set(const StepInput& input, const StepLimits& limits) {
   for (int i = 0; i < input.num_tokens; ++i)
     require(input.token_ids[i] >= 0 && input.token_ids[i] < limits.vocab_size, "token id", input.token_ids[i], limits.vocab_size);
   for (int i = 0; i < input.num_logit_rows; ++i)
-    require(input.logit_rows[i] >= (i > 0 ? input.logit_rows[i - 1] : 0) && input.logit_rows[i] < input.num_tokens,
+    require(input.logit_rows[i] >= (i > 0 ? input.logit_rows[i - 1] + 1 : 0) && input.logit_rows[i] < input.num_tokens,
             "logit row, in ascending order", input.logit_rows[i], input.num_tokens);
   const int table_tokens = static_cast<int>(std::min<long>(long(input.max_blocks) * limits.block_tokens, limits.max_positions));
   positions_.resize(input.num_tokens);
@@ -89,9 +89,23 @@ void Step::set_adapters(const AdapterSlots& slots, const std::vector<LoraSite>& 
   lora_runs_.resize(sites.size());
   for (std::size_t site = 0; site < sites.size(); ++site) {
     lora_runs_[site].clear();
-    for (const AdapterRun& run : sites[site].of_logit_rows ? judged_runs_ : runs_)
+    for (const AdapterRun& run : sites[site].judged ? judged_runs_ : runs_)
       if (const LoraModule* module = run.adapter->module(static_cast<int>(site)))
         lora_runs_[site].push_back({run.row_begin, run.row_end, module});
+  }
+}
+
+template <class Body>
+void Step::for_each_run(bool judged, Body&& body) const {
+  const std::int32_t* rows = input_.logit_rows;
+  for (int r = 0, s = 0; r < input_.num_requests; ++r) {
+    const int begin = input_.query_starts[r], end = input_.query_starts[r + 1];
+    if (!judged) body(RowRun{r, begin, end - begin, begin});
+    while (judged && s < input_.num_logit_rows && rows[s] < end) {
+      const int first = s++;
+      while (s < input_.num_logit_rows && rows[s] == rows[s - 1] + 1 && rows[s] < end) ++s;
+      body(RowRun{r, rows[first], s - first, first});
+    }
   }
 }
 
@@ -101,19 +115,20 @@ void Step::split_attention(AttentionPlan& plan, std::size_t kv_block_bytes, int 
   const auto cost_of = [&](const AttentionItem& item) {
     const int last = item.position + item.num_rows;
     const int seen = shape.window > 0 ? std::min(last, shape.window + item.num_rows) : last;
-    // An estimate from kernel timings: to read a tile of keys and values costs about as much as to work one and a half rows through it.
-    return static_cast<std::int64_t>(seen / kTileTokens + 2) * (3 + 2 * item.num_rows);
+    // An estimate from kernel timings: to read a tile of keys and values costs about as much as to work one and a half rows through it,
+    // to begin and end about as much as a third of a tile.
+    return static_cast<std::int64_t>(3 * ((seen + kTileTokens - 1) / kTileTokens) + 1) * (3 + 2 * item.num_rows);
   };
   std::int64_t total = 0;
   const auto for_each_unit = [&](auto&& body) {
-    for (int r = 0; r < input_.num_requests; ++r) {
-      const int begin = input_.query_starts[r], end = input_.query_starts[r + 1];
-      const std::int32_t* table = input_.block_tables + static_cast<std::size_t>(r) * input_.max_blocks;
+    for_each_run(shape.judged, [&](const RowRun& run) {
+      const std::int32_t* table = input_.block_tables + static_cast<std::size_t>(run.request) * input_.max_blocks;
       // KV heads outside, rows inside: the keys and values that a request's rows share then stay in the cache.
       for (int head = 0; head < shape.num_heads; head += heads_per_kv)
-        for (int row = begin; row < end; row += rows_at_once)
-          body(AttentionItem{row, std::min(rows_at_once, end - row), positions_[row], head, heads_per_kv, table});
-    }
+        for (int i = 0; i < run.num_rows; i += rows_at_once)
+          body(AttentionItem{run.row + i, std::min(rows_at_once, run.num_rows - i), run.out_row + i, positions_[run.row + i], head,
+                             heads_per_kv, table});
+    });
   };
   for_each_unit([&](const AttentionItem& unit) { total += cost_of(unit) * unit.num_heads; });
   // Each thread takes a run of equal cost; where it ends inside a unit, the unit's heads are shared out.

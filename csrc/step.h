@@ -29,10 +29,11 @@ struct StepLimits {
 // Attention of layers that agree in these is split alike.
 struct AttentionShape {
   int num_heads, window;
+  bool judged;  // only the rows that are judged attend
   KVLayout kv;
   int heads_per_kv() const { return num_heads / kv.num_kv_heads; }
   bool operator==(const AttentionShape& o) const {
-    return num_heads == o.num_heads && window == o.window && kv.num_kv_heads == o.kv.num_kv_heads && kv.head_dim == o.kv.head_dim;
+    return num_heads == o.num_heads && window == o.window && judged == o.judged && kv.num_kv_heads == o.kv.num_kv_heads && kv.head_dim == o.kv.head_dim;
   }
 };
 
@@ -56,6 +57,7 @@ class Step {
 
   const StepInput& input() const { return input_; }
   int num_tokens() const { return input_.num_tokens; }
+  int num_judged() const { return input_.num_logit_rows; }
   int position(int row) const { return positions_[row]; }
   int num_positions() const { return num_positions_; }  // beyond the last one of any request
   std::int32_t block(int row) const { return blocks_[row]; }
@@ -63,6 +65,13 @@ class Step {
   const std::vector<LoraRun>& lora_runs(int site) const { return lora_runs_[site]; }
 
  private:
+  // Consecutive rows of one request; `out_row`: of the first among those that attend.
+  struct RowRun {
+    int request, row, num_rows, out_row;
+  };
+  template <class Body>
+  void for_each_run(bool judged, Body&& body) const;
+
   // Consecutive rows of one adapter.
   struct AdapterRun {
     int row_begin, row_end;

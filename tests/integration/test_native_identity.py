@@ -44,8 +44,13 @@ def alone(executor: Executor, ids: Sequence[int], size: int) -> Float32Array:
     return np.concatenate(list(logits_in_chunks(executor, ids, size, BLOCK_TOKENS)))
 
 
-def together(executor: Executor, requests: Sequence[Sequence[int]], rng: np.random.Generator) -> list[Float32Array]:
-    """The same for several requests in steps that mix them at random: chunks of any size, some requests waiting."""
+def together(
+    executor: Executor, requests: Sequence[Sequence[int]], rng: np.random.Generator, share_judged: float = 1.0
+) -> list[Float32Array]:
+    """The same for several requests in steps that mix them at random: chunks of any size, some requests waiting.
+
+    NaN where a row was not judged: each is with a chance of `share_judged`.
+    """
     num_blocks = -(-max(map(len, requests)) // BLOCK_TOKENS)
     tables = rng.permutation(executor.num_kv_blocks)[: num_blocks * len(requests)].reshape(len(requests), -1)
     done = [0] * len(requests)
@@ -56,15 +61,17 @@ def together(executor: Executor, requests: Sequence[Sequence[int]], rng: np.rand
         sizes = [min(int(rng.choice([1, 2, 9, budget])), budget, len(requests[r]) - done[r]) for r in chosen]
         starts = np.cumsum([0, *sizes])
         tokens = [requests[r][done[r] : done[r] + n] for r, n in zip(chosen, sizes, strict=True)]
+        judged = np.flatnonzero(rng.random(starts[-1]) < share_judged).astype(np.int32)
         batch = Batch(
             token_ids=np.concatenate(tokens).astype(np.int32),
             query_starts=starts.astype(np.int32),
             context_lens=np.array([done[r] for r in chosen], np.int32),
             block_tables=tables[chosen].astype(np.int32),
-            logit_rows=np.arange(starts[-1], dtype=np.int32),
+            logit_rows=judged,
             adapter_slots=np.full(len(chosen), -1, np.int32),
         )
-        rows = executor.step(batch)
+        rows = np.full((starts[-1], executor.vocab_size), np.nan, np.float32)
+        rows[judged] = executor.step(batch)
         for r, n, start in zip(chosen, sizes, starts[:-1], strict=True):
             logits[r][done[r] : done[r] + n] = rows[start : start + n]
             done[r] += n
@@ -127,6 +134,27 @@ def test_every_instruction_set_gives_the_same_bits(
         executor = load_model(path, CONFIG).executor
         logits[isa] = alone(executor, prompts(executor.vocab_size)[0], 50)
     assert all(np.array_equal(logits[isa], logits["portable"]) for isa in logits)
+
+
+@pytest.mark.parametrize("share_judged", [0.03, 0.5])
+@pytest.mark.parametrize("architecture", SUPPORTED_ARCHITECTURES)
+def test_any_rows_may_be_judged(architecture: str, share_judged: float, tmp_path: Path) -> None:
+    """The last layer is computed for these only; in some steps there is none."""
+    path = write_tiny_model(tmp_path / "tiny.gguf", tiny(architecture, QuantType.Q4_1))
+    one_thread, two_threads = (load_model(path, replace(CONFIG, num_threads=n)).executor for n in (1, 2))
+    # In float32: one bit more or less would be a thousandth after rounding to float16.
+    reference = load_model(path, replace(CONFIG, kv_type=KVType.F32), "reference").executor
+    requests = prompts(reference.vocab_size)
+    for executor, is_exact in ((one_thread, True), (two_threads, True), (reference, False)):
+        expected = [alone(executor, ids, MAX_BATCH_TOKENS) for ids in requests]
+        mixed = together(executor, requests, np.random.default_rng(4), share_judged)
+        judged = [np.isfinite(rows[:, 0]) for rows in mixed]
+        assert 0 < sum(map(sum, judged)) < sum(map(len, requests))
+        for rows, which, single in zip(mixed, judged, expected, strict=True):
+            if is_exact:
+                assert np.array_equal(rows[which], single[which])
+            else:
+                np.testing.assert_allclose(rows[which], single[which], rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_that_is_not_judged_changes_nothing(tmp_path: Path) -> None:

@@ -109,6 +109,10 @@ class SequenceOps:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale)
         return out.view(batch, heads, length, dim).transpose(1, 2).reshape(batch, length, heads * dim)
 
+    def keep_judged(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T or 1, C] and [B, T or 1, H*D]."""
+        return (x[:, -1:], attended[:, -1:]) if self.last_only else (x, attended)
+
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """[B, T, F]."""
         gate, up = gate_up.chunk(2, dim=-1)
@@ -120,7 +124,7 @@ class SequenceOps:
 
     def logits(self, x: Tensor, norm_weight: Float32Array, eps: float, head: Linear) -> Tensor:
         """[B, T or 1, V]."""
-        h = self.rms_norm(x[:, -1:] if self.last_only else x, norm_weight, eps)
+        h = self.rms_norm(x, norm_weight, eps)
         return self.linear(h.float() if self.exact_logits else h, head)
 
     def _vector(self, weight: Float32Array) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,14 @@ from realm.kernels.recording import (
     Embed,
     Gate,
     Head,
+    Judged,
     Node,
     Norm,
     Project,
     Recorder,
     RecordingOps,
     fuse,
+    judged_nodes,
     last_reads,
     matrices,
 )
@@ -219,6 +222,16 @@ class NativeExecutor:
         return dict(self._program.profile())
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a native value holds."""
+
+    width: int
+    rows: bool  # as float32
+    panels: bool  # as int8
+    judged: bool  # those judged only
+
+
 class _Builder:
     """Turns recorded nodes into native ops: packs weights, gives values memory, adds what quantising is missing."""
 
@@ -231,9 +244,10 @@ class _Builder:
         self._ropes: dict[Rope, int] = {}
         self._values: dict[int, int] = {}  # node id -> native value
         self._panels: dict[int, int] = {}  # node id -> native value that holds its panels
-        self._forms: dict[int, tuple[int, bool, bool]] = {}  # native value -> width, rows, panels
-        self._free: dict[tuple[int, bool, bool], list[int]] = {}
+        self._forms: dict[int, _Form] = {}  # of native values
+        self._free: dict[_Form, list[int]] = {}
         self._last_reads = last_reads(nodes)
+        self._judged = judged_nodes(nodes)
         self._read_as_rows, self._read_as_panels = _forms(nodes)
 
     def build(self) -> None:
@@ -270,9 +284,7 @@ class _Builder:
                 self.lora_sites["token_embd"] = (site, 0)
             case Norm():
                 out, residual = self._output(index, node, node.residual)
-                program.rms_norm(
-                    self._values[id(node.x)], self._vector(node.weight), node.eps, residual, out, node.of_logit_rows
-                )
+                program.rms_norm(self._values[id(node.x)], self._vector(node.weight), node.eps, residual, out)
             case Project():
                 out, residual = self._output(index, node, node.residual)
                 if residual not in (NONE, out):
@@ -282,6 +294,8 @@ class _Builder:
                 self._add_site(node.weight, program.matmul(x, weights, biases, out, residual != NONE))
             case Attend():
                 self._attend(node)
+            case Judged():
+                self._keep_judged(index, node)
             case Gate(weight=None):
                 program.gated(self._values[id(node.x)], node.activation, self._new(node))
             case Gate(weight=Linear() as weight):
@@ -314,6 +328,14 @@ class _Builder:
             out=self._new(node, panels_too=spec.head_dim % 32 == 0),
         )
 
+    def _keep_judged(self, index: int, node: Judged) -> None:
+        """In place: nobody reads the other rows any more."""
+        if self._last_reads[id(node.x)] != index:
+            raise AssertionError("a value whose judged rows are kept is not read again")
+        value = self._values.pop(id(node.x))
+        self._values[id(node)] = self._program.keep_judged(value)
+        self._forms[self._values[id(node)]] = replace(self._forms[value], judged=True)
+
     def _output(self, index: int, node: Node, residual: Node | None) -> tuple[int, int]:
         """(value for the result, value of the residual): the same one where the residual isn't read again."""
         if residual is None:
@@ -328,7 +350,7 @@ class _Builder:
         return self._new(node), value
 
     def _copy(self, source: Node, node: Node) -> int:
-        value = self._allocate(node.width, True, False)
+        value = self._allocate(node, rows=True, panels=False)
         self._values[id(node)] = value
         self._program.cast(self._values[id(source)], value)
         return value
@@ -336,10 +358,10 @@ class _Builder:
     def _input(self, x: Node, weight: Linear) -> int:
         """The value to multiply by `weight`: with panels, with rows, or with both, as its types ask for."""
         value = self._values[id(x)]
-        if self._forms[value][2] or not _wants_panels(weight):
+        if self._forms[value].panels or not _wants_panels(weight):
             return value
         if id(x) not in self._panels:
-            self._panels[id(x)] = self._allocate(x.width, _wants_rows(weight), True)
+            self._panels[id(x)] = self._allocate(x, _wants_rows(weight), panels=True)
             self._program.cast(value, self._panels[id(x)])
         return self._panels[id(x)]
 
@@ -358,14 +380,14 @@ class _Builder:
         can_write_panels = panels_too and isinstance(node, Norm | Gate | Attend)
         panels = can_write_panels and id(node) in self._read_as_panels
         rows = not panels or id(node) in self._read_as_rows
-        self._values[id(node)] = self._allocate(node.width, rows, panels)
+        self._values[id(node)] = self._allocate(node, rows, panels)
         return self._values[id(node)]
 
-    def _allocate(self, width: int, rows: bool, panels: bool) -> int:
-        form = (width, rows, panels)
+    def _allocate(self, node: Node, rows: bool, panels: bool) -> int:
+        form = _Form(node.width, rows, panels, id(node) in self._judged)
         if self._free.get(form):
             return self._free[form].pop()
-        value = self._program.add_value(width, rows, panels)
+        value = self._program.add_value(form.width, rows, panels, form.judged)
         self._forms[value] = form
         return value
 

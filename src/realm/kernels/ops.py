@@ -92,7 +92,10 @@ V = TypeVar("V")
 
 
 class Ops(Protocol[V]):
-    """What a decoder may ask of a device. Every op works on all rows of the step and treats each row alone."""
+    """What a decoder may ask of a device.
+
+    Every op works on all rows of the step, and after `keep_judged` on those judged only. It treats each row alone.
+    """
 
     def embed(self, table: QuantTensor, scale: float) -> V:
         """Rows of `table` for the step's token ids, times `scale`: [T, C]."""
@@ -106,6 +109,9 @@ class Ops(Protocol[V]):
     def attention(self, qkv: V, spec: AttentionSpec) -> V:
         """Norm and rotate q and k, write k and v to the cache, attend causally: [T, H*D] from [T, (H + 2G)*D]."""
 
+    def keep_judged(self, x: V, attended: V) -> tuple[V, V]:
+        """Of both the rows in `logit_rows` only: [S, C] and [S, H*D]. No later op may read a value made before."""
+
     def gated(self, gate_up: V, activation: Activation) -> V:
         """activation(gate) * up: [T, F] from [T, 2F]."""
 
@@ -113,7 +119,7 @@ class Ops(Protocol[V]):
         """x + y: [T, C]."""
 
     def logits(self, x: V, norm_weight: Float32Array, eps: float, head: Linear) -> V:
-        """Norm and output head of the rows in `logit_rows` only: [S, V]."""
+        """Norm and output head: [S, V] from [S, C]."""
 
 
 class Executor(Protocol):

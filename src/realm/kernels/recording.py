@@ -30,13 +30,12 @@ class Embed:
 
 @dataclass(eq=False, slots=True)
 class Norm:
-    """RMS norm; fused: added to `residual`; `of_logit_rows`: of the judged rows only."""
+    """RMS norm; fused: added to `residual`."""
 
     x: Node
     weight: Float32Array
     eps: float
     residual: Node | None = None
-    of_logit_rows: bool = False
 
     @property
     def width(self) -> int:
@@ -70,10 +69,11 @@ class Project:
 
 @dataclass(eq=False, slots=True)
 class Attend:
-    """Attention over the cache."""
+    """Attention over the cache; fused: `keep_judged`, so that only those rows attend."""
 
     qkv: Node
     spec: AttentionSpec
+    keep_judged: bool = False
 
     @property
     def width(self) -> int:
@@ -84,6 +84,23 @@ class Attend:
     def inputs(self) -> tuple[Node, ...]:
         """Values read."""
         return (self.qkv,)
+
+
+@dataclass(eq=False, slots=True)
+class Judged:
+    """The rows in `logit_rows` only."""
+
+    x: Node
+
+    @property
+    def width(self) -> int:
+        """Columns of the value."""
+        return self.x.width
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        """Values read."""
+        return (self.x,)
 
 
 @dataclass(eq=False, slots=True)
@@ -141,7 +158,7 @@ class Head:
         return (self.x,)
 
 
-Node = Embed | Norm | Project | Attend | Gate | Add | Head
+Node = Embed | Norm | Project | Attend | Judged | Gate | Add | Head
 
 
 @dataclass(slots=True)
@@ -166,6 +183,10 @@ class RecordingOps:
         """[T, H*D]."""
         return self._record(Attend(qkv, spec))
 
+    def keep_judged(self, x: Node, attended: Node) -> tuple[Node, Node]:
+        """[S, C] and [S, H*D]."""
+        return self._record(Judged(x)), self._record(Judged(attended))
+
     def gated(self, gate_up: Node, activation: Activation) -> Node:
         """[T, F]."""
         return self._record(Gate(gate_up, activation))
@@ -176,7 +197,7 @@ class RecordingOps:
 
     def logits(self, x: Node, norm_weight: Float32Array, eps: float, head: Linear) -> Node:
         """[S, V]."""
-        return self._record(Head(self._record(Norm(x, norm_weight, eps, of_logit_rows=True)), head))
+        return self._record(Head(self._record(Norm(x, norm_weight, eps)), head))
 
     def _record(self, node: Node) -> Node:
         self.nodes.append(node)
@@ -187,7 +208,8 @@ def fuse(nodes: list[Node]) -> list[Node]:
     """The same computation in fewer steps.
 
     A gate takes in the projection that feeds it; an add takes the place of the projection or norm that feeds it, which
-    then adds to the other operand. Only where nobody else reads the value in between.
+    then adds to the other operand; attention leaves out rows that nobody wants. Only where nobody else reads the value
+    in between.
     """
     num_uses = Counter(id(read) for node in nodes for read in node.inputs)
     replaced: dict[int, Node] = {}
@@ -199,6 +221,8 @@ def fuse(nodes: list[Node]) -> list[Node]:
             result = _fuse_gate(node, node.x)
         elif isinstance(node, Add) and isinstance(node.y, Project | Norm) and num_uses[id(node.y)] == 1:
             result = _fuse_add(node, node.y)
+        elif isinstance(node, Judged) and isinstance(node.x, Attend) and num_uses[id(node.x)] == 1:
+            result = Attend(node.x.qkv, node.x.spec, keep_judged=True)
         if result is not node:
             absorbed.add(id(node.inputs[-1]))
             replaced[id(node)] = result
@@ -240,7 +264,7 @@ def _rewire(node: Node, replaced: dict[int, Node]) -> None:
         case Norm() | Project():
             node.x = now(node.x)
             node.residual = None if node.residual is None else now(node.residual)
-        case Gate() | Head():
+        case Judged() | Gate() | Head():
             node.x = now(node.x)
 
 
@@ -265,6 +289,16 @@ def _matrices_of(node: Node) -> tuple[QuantTensor, ...]:
 def last_reads(nodes: list[Node]) -> dict[int, int]:
     """For each value (by id of its node) the index of the last node that reads it."""
     return {id(read): index for index, node in enumerate(nodes) for read in node.inputs}
+
+
+def judged_nodes(nodes: list[Node]) -> set[int]:
+    """Ids of the nodes whose values have only the judged rows."""
+    judged: set[int] = set()
+    for node in nodes:
+        keeps = isinstance(node, Judged) or (isinstance(node, Attend) and node.keep_judged)
+        if keeps or any(id(read) in judged for read in node.inputs):
+            judged.add(id(node))
+    return judged
 
 
 Recorder = Callable[[RecordingOps], Node]

@@ -48,7 +48,7 @@ class ReferenceOps:
         self._logit_rows = torch.from_numpy(batch.logit_rows).long()
         starts, contexts = batch.query_starts.tolist(), batch.context_lens.tolist()
         self._adapter_slots = batch.adapter_slots.tolist()  # [R]
-        self._rows = [slice(a, b) for a, b in pairwise(starts)]  # [R]
+        self._rows = [slice(a, b) for a, b in pairwise(starts)]  # [R], of T, later of S
         self._contexts = contexts
         positions = [torch.arange(c, c + r.stop - r.start) for c, r in zip(contexts, self._rows, strict=True)]
         self._positions = torch.cat(positions)  # [T]
@@ -74,7 +74,7 @@ class ReferenceOps:
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         """[T, N]: the parts side by side."""
         names = [part.name.removesuffix(".weight") for part in weight.parts]
-        return self._adapt(self._project(x, weight), x, weight, names, self._rows)
+        return self._adapt(self._project(x, weight), x, weight, names)
 
     def attention(self, qkv: Tensor, spec: AttentionSpec) -> Tensor:
         """[T, H*D]; writes K and V of all rows first, as a row may attend to any row of its own request."""
@@ -89,6 +89,12 @@ class ReferenceOps:
         out = [self._attend(q[rows], keys, values, r, spec) for r, rows in enumerate(self._rows)]
         return torch.cat(out).reshape(-1, heads * dim)
 
+    def keep_judged(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """[S, C] and [S, H*D]; from here on a request's rows are counted among those judged."""
+        bounds = [int((self._logit_rows < row.stop).sum()) for row in self._rows]
+        self._rows = [slice(a, b) for a, b in pairwise([0, *bounds])]
+        return x[self._logit_rows], attended[self._logit_rows]
+
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """[T, F]."""
         gate, up = gate_up.chunk(2, dim=-1)
@@ -100,15 +106,13 @@ class ReferenceOps:
 
     def logits(self, x: Tensor, norm_weight: Float32Array, eps: float, head: Linear) -> Tensor:
         """[S, V]."""
-        h = _rms_norm(x[self._logit_rows], norm_weight, eps)
-        bounds = [int((self._logit_rows < row.stop).sum()) for row in self._rows]
-        judged = [slice(a, b) for a, b in pairwise([0, *bounds])]  # [R], of S
-        return self._adapt(self._project(h, head), h, head, ["output"], judged)
+        h = _rms_norm(x, norm_weight, eps)
+        return self._adapt(self._project(h, head), h, head, ["output"])
 
-    def _adapt(self, y: Tensor, x: Tensor, weight: Linear, names: list[str], rows_of: list[slice]) -> Tensor:
+    def _adapt(self, y: Tensor, x: Tensor, weight: Linear, names: list[str]) -> Tensor:
         """y plus scale * B(A x) of each part (module `names`) in the rows of requests whose adapter changes it."""
         sizes = [part.num_rows for part in weight.parts]
-        for slot, rows in zip(self._adapter_slots, rows_of, strict=True):
+        for slot, rows in zip(self._adapter_slots, self._rows, strict=True):
             layers = self._state.adapters[slot] if slot >= 0 else {}
             for name, out in zip(names, torch.split(y[rows], sizes, -1), strict=True):
                 if name in layers:

@@ -24,6 +24,8 @@ def _attend(ops: Ops[V], x: V, weights: LayerWeights, spec: ModelSpec, layer: in
     h = ops.rms_norm(x, weights.attn_norm, spec.norm_eps)
     h = ops.linear(h, weights.qkv)  # [T, (H + 2G)*D]
     h = ops.attention(h, attention_spec(weights, spec, layer))  # [T, H*D]
+    if layer == spec.num_layers - 1:  # the other rows were needed for their keys and values
+        x, h = ops.keep_judged(x, h)  # T is S from here on
     h = ops.linear(h, weights.attn_output)  # [T, C]
     if weights.post_attention_norm is not None:
         h = ops.rms_norm(h, weights.post_attention_norm, spec.norm_eps)
