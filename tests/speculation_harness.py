@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from realm.core.types import Batch, Float32Array
-from realm.engine.adaptive import StepCost
 from realm.engine.draft import DraftModelProposer
 from realm.engine.engine import Engine
+from realm.engine.step_cost import StepCost
 from realm.engine.worth import Ledger
 from realm.testing.fake import FakeExecutor
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from realm.core.config import EngineConfig
 from realm.core.types import Int32Array
-from realm.engine.adaptive import DraftLength, StepCost
+from realm.engine.adaptive import DraftLength
 from realm.engine.draft_kv import DraftContext, DraftKV, draft_batch
 from realm.engine.sequence import Sequence
+from realm.engine.step_cost import StepCost
 from realm.engine.worth import Probing, Rest
 from realm.kernels.drafting import NUM_CLASSES, DraftingExecutor, DraftPlan, DraftRound, draft
 from realm.kernels.ops import Executor

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from realm.core.config import SpeculativeConfig
 from realm.engine.adaptive import DraftLength
-from realm.engine.lookup import LookupHistory, LookupProposer
+from realm.engine.lookup import LookupProposer
+from realm.engine.ngrams import LookupHistory
 from realm.engine.sequence import Sequence
 from realm.engine.worth import Ledger
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from realm.core.types import Request, SamplingParams
 from realm.engine.adaptive import DraftLength
-from realm.engine.lookup import LookupHistory, LookupProposer, NgramIndex
+from realm.engine.lookup import LookupProposer
+from realm.engine.ngrams import LookupHistory
 from realm.engine.sequence import Sequence
 
 
-def sequence(tokens: list[int], domain: bytes = b"A", tenant: str = "t") -> Sequence:
+def sequence(
+    tokens: list[int], domain: bytes = b"A", tenant: str = "t", stop_ids: frozenset[int] = frozenset()
+) -> Sequence:
     request = Request("r", tuple(tokens), SamplingParams(), cache_domain=domain, tenant_id=tenant)
-    return Sequence(request, 0, 10**6, frozenset(), b"")
+    return Sequence(request, 0, 10**6, stop_ids, b"")
 
 
 def propose(tokens: list[int], max_tokens: int = 4) -> list[int]:
@@ -43,27 +47,6 @@ def test_a_loop_is_carried_on_beyond_what_is_known() -> None:
     assert propose([4, 4, 4], 5) == [4, 4, 4, 4, 4]
 
 
-@given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=10))
-def test_a_match_is_among_the_longest_of_the_latest_occurrences(tokens: list[int], tail: list[int]) -> None:
-    index = NgramIndex(tokens)
-    index.update()
-    context = tokens + tail
-    position, length = index.find(context)
-
-    def match_length(end: int) -> int:
-        size = 0
-        while size < min(16, end) and tokens[end - size - 1] == context[len(context) - size - 1]:
-            size += 1
-        return size
-
-    candidates = [end for end in range(len(tokens) - 1, 1, -1) if len(context) > 1 and match_length(end) >= 2][:8]
-    if not candidates:
-        assert (position, length) == (-1, 0)
-    else:
-        assert length == max(map(match_length, candidates))
-        assert position == next(end for end in candidates if match_length(end) == length)
-
-
 def decode(proposer: LookupProposer, seq: Sequence, output: list[int], max_tokens: int) -> int:
     """Make `output` come out of `seq` with drafts verified against it. Returns the number of steps."""
     num_steps = 0
@@ -89,6 +72,42 @@ def test_copying_goes_on_after_an_edit() -> None:
     passage = random.Random(2).choices(range(1000), k=300)
     edited = [*passage[:100], 5000, 5001, *passage[110:]]
     assert decode(LookupProposer(), sequence(passage), edited, 9) < 292 / 9 + 10
+
+
+@pytest.mark.parametrize(
+    ("edit", "num_skipped"),
+    [([5000], 0), ([5000], 1), ([], 3), ([5000, 5001], 2)],
+    ids=["insertion", "substitution", "deletion", "rewriting"],
+)
+def test_a_copy_is_taken_up_again_by_one_token(edit: list[int], num_skipped: int) -> None:
+    """The first token after an edit that is the source's occurs elsewhere, too; the place tells which one is meant."""
+    passage = list(range(100, 140))
+    passage[20 + num_skipped] = 77
+    prompt = [*passage, 77, 1, 77, 2]
+    come = [*passage[:20], *edit, 77]
+    proposer, seq = LookupProposer(), sequence([*prompt, *passage[:3]])
+    proposer.propose([(seq, 1)])
+    for token in come[3:]:
+        seq.tokens.append(token)
+        proposer.propose([(seq, 1)])
+    following = passage[20 + num_skipped + 1 :]
+    assert proposer.propose([(seq, 4)])[0] == following[:4]
+
+
+def test_far_from_an_edit_one_token_is_no_match() -> None:
+    passage = list(range(100, 140))
+    proposer, seq = LookupProposer(), sequence([*passage, *passage[:20]])
+    proposer.propose([(seq, 1)])
+    for token in [*range(1000, 1015), passage[20]]:
+        seq.tokens.append(token)
+        drafts = proposer.propose([(seq, 4)])[0]
+    assert drafts == []
+
+
+def test_what_ends_a_request_is_never_drafted() -> None:
+    seq = sequence([1, 2, 3, 9, 4, 1, 2], stop_ids=frozenset({9}))
+    assert LookupProposer().propose([(seq, 4)])[0] == [3]
+    assert LookupProposer().propose([(sequence([1, 2, 9, 4, 1, 2], stop_ids=frozenset({9})), 4)])[0] == []
 
 
 @given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=60), st.integers(1, 6))
@@ -143,28 +162,6 @@ def test_a_draft_does_not_run_into_the_next_document() -> None:
     proposer = LookupProposer(history=history)
     assert proposer.propose([(sequence([9, 1, 2]), 4)])[0] == [3]
     assert proposer.propose([(sequence([9, 2, 3]), 4)])[0] == []
-
-
-def test_history_is_bounded_in_tokens_and_domains() -> None:
-    history = LookupHistory(max_domains=3, max_tokens=100)
-    for number in range(50):
-        history.add(bytes([number % 5]), list(range(number, number + 37)))
-        assert history.num_tokens <= 300
-    history.add(b"long", list(range(1000)))
-    assert history.num_tokens <= 300
-    kept = history.index(b"long")
-    assert kept is not None
-    assert kept.tokens[-2] == 999
-
-
-def test_the_domain_unused_for_longest_is_forgotten_first() -> None:
-    history = LookupHistory(max_domains=2)
-    history.add(b"A", [1, 2, 3])
-    history.add(b"B", [1, 2, 3])
-    assert history.index(b"A") is not None
-    history.add(b"C", [1, 2, 3])
-    assert history.index(b"B") is None
-    assert history.index(b"A") is not None
 
 
 def test_a_request_may_draft_on_while_its_history_is_renewed() -> None:
