@@ -14,7 +14,7 @@ _MIN_GAIN = 1.005  # estimates are noisy
 _MAX_BIAS = 1.5
 _FORGIVENESS = 0.01
 _MIN_CHANCE, _HIGHEST_CHANCE = 0.02, 0.92
-_TILE_DISCOUNT = 0.5  # kernels work in tiles: a row may cost this part of what the cheapest do on average
+_MANY_REQUESTS = 4
 
 
 class Bias:
@@ -106,26 +106,19 @@ class DraftLength:
         Returns:
             The lengths, and how many tokens they should gain if all trust were deserved.
         """
-        price = max(1.0, self._seconds_bias.value)
         lengths = [0] * len(chances)
-        floor = self._least_chance * price / trust
-        if max([row[0] for row in chances if row], default=0.0) < floor:
+        price = max(1.0, self._seconds_bias.value)
+        if max([row[0] for row in chances if row], default=0.0) * trust < self._least_chance * price:
             return lengths, 0.0
-        least = max(_MIN_CHANCE, _TILE_DISCOUNT * floor)
-        likeliest = [
-            (chance, index)
-            for index, row in enumerate(chances)
-            for chance in row[: self._max_draft_tokens]
-            if chance >= least
-        ]
-        likeliest.sort(reverse=True)
         rows, seconds_of = self._num_rows, self.cost.seconds
         planned = seconds_of(rows)
         without = planned - self._sunk_seconds
+        likeliest = self._worth_considering(chances, trust, without / self._num_tokens, price)
+        likeliest.sort(reverse=True)
         best, best_tokens, tokens = 0, self._num_tokens, self._num_tokens
         threshold = tokens / without * _MIN_GAIN
         for size, (chance, _) in enumerate(likeliest, 1):
-            tokens += chance * trust
+            tokens += chance
             speed = tokens / (without + (seconds_of(rows + size) - planned) * price)
             if speed > threshold:
                 best, best_tokens, threshold = size, tokens, speed
@@ -135,6 +128,32 @@ class DraftLength:
         self._num_rows += best
         self._num_tokens = best_tokens
         return lengths, expected
+
+    def _worth_considering(
+        self, chances: list[list[float]], trust: float, token_seconds: float, price: float
+    ) -> list[tuple[float, int]]:
+        """Chances, and whose they are. Of a few requests all, as rows of one tile may cost nothing.
+
+        In larger batches those that make the request's own tokens come faster, if it pays its part of the step
+        without drafts, `token_seconds`, and for rows what the cheapest cost. A token not drafted is another step's:
+        that others gain little in this one makes it worth no more.
+        """
+        row_seconds = self._least_chance * token_seconds * price if self._num_tokens >= _MANY_REQUESTS else 0.0
+        found: list[tuple[float, int]] = []
+        for index, row in enumerate(chances):
+            tokens, seconds, speed = 1.0, token_seconds, 1.0 / token_seconds
+            for chance in row[: self._max_draft_tokens]:
+                chance *= trust
+                if chance < _MIN_CHANCE:
+                    break
+                tokens += chance
+                seconds += row_seconds
+                if tokens > speed * seconds:
+                    speed = tokens / seconds
+                elif chance < row_seconds * speed:
+                    break
+                found.append((chance, index))
+        return found
 
     def speed(self, num_drafts: int = 0, num_right: float = 0.0, draft_seconds: float = 0.0) -> float:
         """Tokens per second of the step as planned so far, with `num_drafts` more rows of which `num_right` are right.

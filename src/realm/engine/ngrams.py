@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass
+from itertools import pairwise
 
+from realm.engine.rates import count_right
 from realm.engine.sureness import AGREED, DISPUTED, MAX_MATCH, RESUMED, SINGLE
 
 MIN_MATCH = 2
@@ -32,11 +34,8 @@ class Match:
     def follow(self, new: list[int]) -> bool:
         """Move on over `new`, up to the first token that isn't what came here; False if there is one."""
         tokens = self.index.tokens
-        num_right = 0
-        for here, token in zip(tokens[self.position : self.position + len(new)], new, strict=False):
-            if here != token:
-                break
-            num_right += 1
+        here = tokens[self.position : self.position + len(new)]
+        num_right = len(new) if here == new else count_right(here, new)[0]
         self.position += num_right
         self.length += num_right
         return num_right == len(new) and self.position < len(tokens) and tokens[self.position] != _BREAK
@@ -61,16 +60,14 @@ class NgramIndex:
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
         self._heads: dict[int, int] = {}  # pair -> position after its latest occurrence
-        self._links: list[int] = []  # [position] -> that after the occurrence before, or -1
+        self._links = [-1] * MIN_MATCH  # [position] -> that after the occurrence before, or -1
 
     def update(self) -> None:
         """Index the tokens that are new. A pair counts once something follows it. Constant time per token."""
-        tokens, heads, links = self.tokens, self._heads, self._links
-        for position in range(len(links), len(tokens)):
-            if position < MIN_MATCH:
-                links.append(-1)
-                continue
-            pair = _pair(tokens[position - 2], tokens[position - 1])
+        heads, links = self._heads, self._links
+        known = len(links)
+        for position, (first, second) in enumerate(pairwise(self.tokens[known - MIN_MATCH : -1]), known):
+            pair = first << 32 | second  # as `_pair`, which takes as long to call
             links.append(heads.get(pair, -1))
             heads[pair] = position
 

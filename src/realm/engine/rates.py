@@ -27,12 +27,14 @@ class ClassRates:
 
     def observe(self, classes: Sequence[int], num_right: int, wrong: bool) -> None:
         """Of guesses in a row, of these classes, the first `num_right` were right; if `wrong`, the next one was not."""
-        for at, sureness in enumerate(classes[: num_right + wrong]):
-            self._count(sureness, at < num_right)
-
-    def _count(self, which: int, right: bool) -> None:
-        self._hits[which] = self._hits[which] * self._decay + right
-        self._trials[which] = self._trials[which] * self._decay + 1.0
+        hits, trials, decay = self._hits, self._trials, self._decay
+        for which in classes[:num_right]:
+            hits[which] = hits[which] * decay + 1.0
+            trials[which] = trials[which] * decay + 1.0
+        if wrong:
+            which = classes[num_right]
+            hits[which] *= decay
+            trials[which] = trials[which] * decay + 1.0
 
 
 def count_right(guess: Sequence[int], came: Sequence[int]) -> tuple[int, bool]:

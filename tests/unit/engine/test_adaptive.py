@@ -129,10 +129,10 @@ def test_what_drafting_costs_is_counted() -> None:
 @given(
     st.dictionaries(st.integers(1, 40), st.floats(0.001, 10.0), max_size=10),
     st.floats(0.0, 1.0),
-    st.integers(1, 40),
+    st.integers(1, 3),
     st.integers(0, 20),
 )
-def test_the_choice_is_the_fastest_there_is(
+def test_of_few_requests_the_choice_is_the_fastest_there_is(
     seconds: dict[int, float], acceptance: float, batch: int, max_tokens: int
 ) -> None:
     length = controller(seconds)
@@ -168,3 +168,17 @@ def test_tokens_surer_than_those_before_them_are_weighed_one_by_one() -> None:
     (of_a_start, of_a_coin), _ = length.choose([[0.5, 0.49, 0.48, 0.47], [0.5, 0.25, 0.125, 0.06]])
     assert of_a_start == 4
     assert of_a_coin <= 2
+
+
+@pytest.mark.parametrize("num_guessing", [1, 3, 8])
+def test_in_a_batch_each_draft_is_as_long_as_is_best_for_its_request(num_guessing: int) -> None:
+    """Not longer because others, which have no guess, gain nothing in this step."""
+    length = controller({rows: 1.6 + 0.3 * rows for rows in range(1, 129)})
+    length.begin_step(8, 8.0)
+    lengths, _ = length.choose([*chances(*[0.95] * num_guessing), *[[]] * (8 - num_guessing)])
+
+    def speed(num_drafts: int) -> float:
+        return sum(0.95**i for i in range(num_drafts + 1)) / (0.5 + 0.3 * num_drafts)
+
+    assert set(lengths[num_guessing:]) <= {0}
+    assert all(speed(chosen) >= 0.99 * max(map(speed, range(17))) for chosen in lengths[:num_guessing])
