@@ -39,7 +39,8 @@ _WINDOW_ROWS = 4  # over which the cost of a row is averaged: kernels work in ti
 _MIN_CATCH_UP_TOKENS = 64
 _MAX_USUAL_FEED_TOKENS = 4  # for each request; a first step that feeds more catches up
 _EXPECTED_STEPS = 64  # over which it should pay to have caught up
-_MAX_REST_STEPS, _VAIN_REST_STEPS = 4, 32  # while drafts gain more than they cost, or less
+_REST_STEPS, _VAIN_REST_STEPS = 4, 64  # while drafts gain more than they cost, or less
+_REQUESTS_PER_REST_STEP = 4  # the more requests, the longer a look takes, and the less one of them gains
 _PROBE_TOKENS = 2  # tells what both the first step and a later one cost
 
 
@@ -138,25 +139,27 @@ class DraftModelProposer:
         self._rest = Rest()
         self._pays = True
         self._is_warm = False
-        self._num_silent = 0  # steps since it was last asked
 
-    def is_due(self, num_requests: int, pays: bool) -> bool:
-        """Whether to be asked in this step: less often after looks in vain."""
-        self._num_silent += 1
-        self._pays = pays
-        return self._rest.is_over()
+    @property
+    def rest_steps(self) -> int:
+        """Steps that should pass before it is asked again: more and more after looks in vain."""
+        return self._rest.num_steps
 
-    def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
-        """Drafts for requests that decode, each with the most tokens that it may have; [] where none would pay."""
+    def propose(self, requests: list[tuple[Sequence, int]], pays: bool) -> list[list[int]]:
+        """Drafts for requests that decode, each with the most tokens that it may have; [] where none would pay.
+
+        `pays` is false while drafting takes longer than drafts gain.
+        """
         drafts: list[list[int]] = [[] for _ in requests]
         began = self._clock()
+        self._pays = pays
         self._length.rival = 0.0
         if not self._length.hopeful:
             self._rest.after(False, _VAIN_REST_STEPS)
             return drafts
         drafting, speed = self._choose(requests)
-        self._rest.after(speed > 0.0 or not self._is_timed, _MAX_REST_STEPS if self._pays else _VAIN_REST_STEPS)
-        self._num_silent = 0
+        longest = max(_REST_STEPS, len(requests) // _REQUESTS_PER_REST_STEP) if pays else _VAIN_REST_STEPS
+        self._rest.after(speed > 0.0 or not self._is_timed, longest)
         drafting = [d for d in drafting if self._reserve(d, drafting)]
         if drafting:
             done = self._draft(drafting, speed, drafts)
@@ -211,7 +214,7 @@ class DraftModelProposer:
                     self._length.rival = _LOOKUP_ADVANTAGE * rate
                     return some, speed
             one = min(able, key=lambda d: self.kv.lag(d.seq))
-            if not self._probing.due(self._num_silent * self._length.step_seconds, self._probe_seconds(one)):
+            if not self._probing.due((1 + self._rest.num_steps) * self._length.step_seconds, self._probe_seconds(one)):
                 return [], 0.0
         else:
             one = able[0]

@@ -64,22 +64,19 @@ class LookupProposer:
         self._history = history
         self._rates: OrderedDict[str, ClassRates] = OrderedDict()  # by tenant
         self._rest = Rest()
-        self._longest_rest = 0
         self._bias = Bias(prior=20.0, memory=200.0)  # of the tokens that drafts were thought to gain
         self._num_expected, self._num_accepted = 0.0, 0  # in the last step
 
-    def is_due(self, num_requests: int, pays: bool) -> bool:
-        """Whether to be asked in this step: less often after looks in vain."""
-        if self._length is None:
-            return True
-        if not pays:
-            self._longest_rest = min(_VAIN_REST_STEPS * num_requests, _MAX_REST_STEPS)
-        else:
-            self._longest_rest = max(0, num_requests // _REQUESTS_PER_REST_STEP - 1)
-        return self._rest.is_over()
+    @property
+    def rest_steps(self) -> int:
+        """Steps that should pass before it is asked again: more and more after looks in vain."""
+        return self._rest.num_steps
 
-    def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
-        """For each request, up to so many tokens that may follow `seq.tokens`; [] for no guess."""
+    def propose(self, requests: list[tuple[Sequence, int]], pays: bool = True) -> list[list[int]]:
+        """For each request, up to so many tokens that may follow `seq.tokens`; [] for no guess.
+
+        `pays` is false while looking takes longer than drafts gain.
+        """
         if self._length is None:
             return [self._guess(seq, limit).guess.copy() for seq, limit in requests]
         if not self._length.hopeful:
@@ -98,7 +95,10 @@ class LookupProposer:
                     chance = list(accumulate([rates[which] for which in state.classes], mul))
             chances.append(chance)
         lengths = self._choose(self._length, chances)
-        self._rest.after(any(lengths), self._longest_rest)
+        longest = max(0, len(requests) // _REQUESTS_PER_REST_STEP - 1)
+        if not pays:
+            longest = min(_VAIN_REST_STEPS * len(requests), _MAX_REST_STEPS)
+        self._rest.after(any(lengths), longest)
         return [state.guess[:num_tokens] for state, num_tokens in zip(states, lengths, strict=True)]
 
     def _choose(self, length: DraftLength, chances: list[list[float]]) -> list[int]:

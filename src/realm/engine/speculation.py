@@ -17,7 +17,7 @@ from realm.engine.worth import Ledger
 
 _log = logging.getLogger(__name__)
 _NUM_SIZES = 8  # of batches, in powers of two; the last one is for all larger ones
-_SETTLE_STEPS = 4  # that may pass without a look, before one of them is timed
+_SETTLE_STEPS = 8  # that may pass without a look, before one of them is timed
 
 
 class Proposer(Protocol):
@@ -44,14 +44,15 @@ class BatchProposer(Protocol):
     def source(self) -> str:
         """Name of this source in statistics."""
 
-    def is_due(self, num_requests: int, pays: bool) -> bool:
-        """Whether to ask it in this step, in which so many requests decode. Called once for each step.
+    @property
+    def rest_steps(self) -> int:
+        """Steps that should pass before it is asked again."""
+
+    def propose(self, requests: list[tuple[Sequence, int]], pays: bool) -> list[list[int]]:
+        """For each request and the most tokens it may have (at least 1) a draft as `Proposer.propose` gives it.
 
         `pays` is false while its drafts gain less than it takes to look for them.
         """
-
-    def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
-        """For each request and the most tokens it may have (at least 1) a draft as `Proposer.propose` gives it."""
 
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Told after each verification of its drafts; `seq.tokens` already holds what was emitted."""
@@ -69,14 +70,11 @@ class OneByOne:
     def __init__(self, proposer: Proposer) -> None:
         self._proposer = proposer
         self.source = proposer.source
+        self.rest_steps = 0
         self.observe = proposer.observe
         self.finish = proposer.finish
 
-    def is_due(self, num_requests: int, pays: bool) -> bool:
-        """In every step."""
-        return True
-
-    def propose(self, requests: list[tuple[Sequence, int]]) -> list[list[int]]:
+    def propose(self, requests: list[tuple[Sequence, int]], pays: bool) -> list[list[int]]:
         """As `BatchProposer`; a failure costs one request's draft."""
         return [self._propose_one(seq, limit) for seq, limit in requests]
 
@@ -105,12 +103,15 @@ class Drafter:
     __slots__ = (
         "_clock",
         "_config",
+        "_is_timed",
         "_ledgers",
         "_ledgers_by_size",
         "_length",
+        "_next_look",
+        "_next_looks",
+        "_num_steps",
         "_num_unsettled",
         "_vocab_size",
-        "_was_asked",
         "proposers",
     )
 
@@ -127,7 +128,9 @@ class Drafter:
         self._ledgers_by_size = [self._new_ledgers() for _ in range(_NUM_SIZES)]
         self._ledgers = self._ledgers_by_size[0]
         self._clock = clock
-        self._was_asked = False
+        self._is_timed = False
+        self._num_steps = self._next_look = 0
+        self._next_looks = dict.fromkeys(self.proposers, 0)
         self._num_unsettled = 0
         self._config = config
         self._vocab_size = vocab_size
@@ -142,30 +145,32 @@ class Drafter:
         The step has `num_rows` rows without them.
         """
         drafts: dict[int, list[int]] = {}
+        self._num_steps += 1
+        if self._num_steps < self._next_look:
+            return drafts
         num_requests = len(decoding)
+        self._is_timed = True
         if num_rows == num_requests and self._length.cost.is_stale(num_rows):
             return drafts  # what drafts gain can be told only by knowing what a step without them takes
         ledgers = self._ledgers = self._ledgers_by_size[min(num_requests.bit_length(), _NUM_SIZES) - 1]
-        due = [p for source, p in self.proposers.items() if p.is_due(num_requests, ledgers[source].pays)]
-        if due:
-            self._was_asked = True
-            self._length.begin_step(num_rows, num_requests)
-            for ledger in ledgers.values():
-                ledger.num_drafted = ledger.num_accepted = 0  # of a step that held prompts, and was not settled
-        for proposer in due:
-            if spare > 0:
+        self._length.begin_step(num_rows, num_requests)
+        for source, proposer in self.proposers.items():
+            ledger = ledgers[source]
+            ledger.num_drafted = ledger.num_accepted = 0  # of a step that held prompts, and was not settled
+            if spare > 0 and self._num_steps >= self._next_looks[source]:
                 began = self._clock()
-                spare -= self._ask(proposer, decoding, drafts, spare)
-                ledgers[proposer.source].spend(self._clock() - began)
+                spare -= self._ask(proposer, decoding, drafts, spare, ledger.pays)
+                ledger.spend(self._clock() - began)
+                self._next_looks[source] = self._num_steps + 1 + proposer.rest_steps
+        self._next_look = min(self._next_looks.values())
         return drafts
 
     def end_step(self, num_rows: int, seconds: float) -> None:
         """A step of `num_rows` rows, all judged, took `seconds`."""
         self._num_unsettled += 1
-        is_stale = self._length.cost.is_stale(num_rows)
-        if not self._was_asked and self._num_unsettled < _SETTLE_STEPS and not is_stale:
+        if not self._is_timed and self._num_unsettled < _SETTLE_STEPS:
             return  # nothing was looked for
-        num_steps, self._num_unsettled, self._was_asked = self._num_unsettled, 0, False
+        num_steps, self._num_unsettled, self._is_timed = self._num_unsettled, 0, False
         ledgers = self._ledgers.values()
         num_drafted = sum([ledger.num_drafted for ledger in ledgers])
         added = self._length.end_step(num_rows, seconds)
@@ -210,16 +215,17 @@ class Drafter:
             limit = min(limit, request.max_draft_tokens)
         return min(share, limit, seq.max_total_tokens - len(seq.tokens) - 1)
 
-    def _ask(self, proposer: BatchProposer, decoding: list[Sequence], drafts: dict[int, list[int]], spare: int) -> int:
+    def _ask(
+        self, proposer: BatchProposer, decoding: list[Sequence], drafts: dict[int, list[int]], spare: int, pays: bool
+    ) -> int:
         """Add drafts for those that have none. Returns the number of tokens."""
         missing = [i for i in range(len(decoding)) if i not in drafts][:spare]
         share = spare // max(1, len(missing))
-        limits = [(i, self._limit(decoding[i], share)) for i in missing]
-        asked = [(i, limit) for i, limit in limits if limit > 0]
+        asked = [(i, limit) for i in missing if (limit := self._limit(decoding[i], share)) > 0]
         if not asked:
             return 0
         try:
-            proposed = proposer.propose([(decoding[i], limit) for i, limit in asked])
+            proposed = proposer.propose([(decoding[i], limit) for i, limit in asked], pays)
         except Exception:
             _log.exception("the source %r failed; the step goes on without its drafts", proposer.source)
             return 0

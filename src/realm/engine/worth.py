@@ -52,22 +52,17 @@ class Ledger:
 
 
 class Rest:
-    """Lets steps pass after looks that found nothing: one, then two, then four, up to a bound."""
+    """Steps to let pass after looks that found nothing: one, then two, then four, up to a bound."""
 
-    __slots__ = ("_left", "_pause")
+    __slots__ = ("num_steps",)
 
     def __init__(self) -> None:
-        self._left = self._pause = 0
-
-    def is_over(self) -> bool:
-        """Called once for each step: whether to look."""
-        self._left -= 1
-        return self._left < 0
+        self.num_steps = 0
+        """To let pass now."""
 
     def after(self, found: bool, longest: int) -> None:
-        """There was a look; if it found nothing, let up to `longest` steps pass."""
-        self._pause = 0 if found else min(2 * self._pause or 1, longest)
-        self._left = self._pause
+        """There was a look; if it found nothing, up to `longest` steps should pass before the next."""
+        self.num_steps = 0 if found else min(2 * self.num_steps or 1, longest)
 
 
 class Probing:
@@ -79,7 +74,7 @@ class Probing:
 
     __slots__ = ("_saved_seconds", "_share")
 
-    def __init__(self, share: float = 0.007) -> None:
+    def __init__(self, share: float = 0.004) -> None:
         self._share = share
         self._saved_seconds = 0.0
 

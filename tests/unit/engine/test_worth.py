@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from realm.engine.worth import Ledger, Probing, Rest
@@ -57,20 +55,18 @@ def test_another_credit_comes_later_and_later() -> None:
 
 def test_looks_in_vain_get_rarer_up_to_a_bound() -> None:
     rest = Rest()
-    looks = []
-    for step in range(100):
-        if rest.is_over():
-            looks.append(step)
-            rest.after(step == 0, 8)
-    assert looks[:5] == [0, 1, 3, 6, 11]
-    assert {b - a for a, b in itertools.pairwise(looks[5:])} == {9}
+    steps = []
+    for found in (True, False, False, False, False, False, True, False):
+        rest.after(found, 8)
+        steps.append(rest.num_steps)
+    assert steps == [0, 1, 2, 4, 8, 8, 0, 1]
 
 
 def test_nothing_rests_while_a_look_is_cheap() -> None:
     rest = Rest()
     for _ in range(5):
-        assert rest.is_over()
         rest.after(False, 0)
+        assert rest.num_steps == 0
 
 
 def test_probes_take_a_small_share_of_the_time() -> None:
