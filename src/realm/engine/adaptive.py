@@ -20,7 +20,7 @@ _MANY_REQUESTS = 4
 class Bias:
     """How what came compares with what was expected, the latest counting most; 1 until something was expected.
 
-    Choosing the best of many estimates picks those that are too good.
+    Choosing what looks best picks estimates that are too good.
 
     Args:
         prior: What counts as having come as expected.
@@ -96,24 +96,23 @@ class DraftLength:
         """Whether drafts that are nearly always right would pay in this step; if not, making guesses is a waste."""
         return self._least_chance < _HIGHEST_CHANCE
 
-    def choose(self, chances: list[list[float]], trust: float = 1.0) -> tuple[list[int], float]:
+    def choose(self, chances: list[list[float]]) -> list[int]:
         """Draft tokens for each of some requests of the step: those together that make it yield most per second.
 
         Args:
             chances: Of each, the probability of each token of its guess that this and all before it are right.
-            trust: Part of the drafts thought to be right that turned out so.
 
         Returns:
-            The lengths, and how many tokens they should gain if all trust were deserved.
+            The lengths.
         """
         lengths = [0] * len(chances)
         price = max(1.0, self._seconds_bias.value)
-        if max([row[0] for row in chances if row], default=0.0) * trust < self._least_chance * price:
-            return lengths, 0.0
+        if max([row[0] for row in chances if row], default=0.0) < self._least_chance * price:
+            return lengths
         rows, seconds_of = self._num_rows, self.cost.seconds
         planned = seconds_of(rows)
         without = planned - self._sunk_seconds
-        likeliest = self._worth_considering(chances, trust, without / self._num_tokens, price)
+        likeliest = self._worth_considering(chances, without / self._num_tokens, price)
         likeliest.sort(reverse=True)
         best, best_tokens, tokens = 0, self._num_tokens, self._num_tokens
         threshold = tokens / without * _MIN_GAIN
@@ -124,13 +123,12 @@ class DraftLength:
                 best, best_tokens, threshold = size, tokens, speed
         for _, index in likeliest[:best]:
             lengths[index] += 1
-        expected = (best_tokens - self._num_tokens) / trust
         self._num_rows += best
         self._num_tokens = best_tokens
-        return lengths, expected
+        return lengths
 
     def _worth_considering(
-        self, chances: list[list[float]], trust: float, token_seconds: float, price: float
+        self, chances: list[list[float]], token_seconds: float, price: float
     ) -> list[tuple[float, int]]:
         """Chances, and whose they are. Of a few requests all, as rows of one tile may cost nothing.
 
@@ -143,7 +141,6 @@ class DraftLength:
         for index, row in enumerate(chances):
             tokens, seconds, speed = 1.0, token_seconds, 1.0 / token_seconds
             for chance in row[: self._max_draft_tokens]:
-                chance *= trust
                 if chance < _MIN_CHANCE:
                     break
                 tokens += chance

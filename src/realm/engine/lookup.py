@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import mul
 
-from realm.engine.adaptive import Bias, DraftLength
+from realm.engine.adaptive import DraftLength
 from realm.engine.ngrams import LookupHistory, Match, NgramIndex
 from realm.engine.rates import ClassRates, count_right
 from realm.engine.sequence import Sequence
@@ -64,8 +64,6 @@ class LookupProposer:
         self._history = history
         self._rates: OrderedDict[str, ClassRates] = OrderedDict()  # by tenant
         self._rest = Rest()
-        self._bias = Bias(prior=20.0, memory=200.0)  # of the tokens that drafts were thought to gain
-        self._num_expected, self._num_accepted = 0.0, 0  # in the last step
 
     @property
     def rest_steps(self) -> int:
@@ -94,26 +92,15 @@ class LookupProposer:
                 if rates[state.classes[0]] >= self._length.rival:
                     chance = list(accumulate([rates[which] for which in state.classes], mul))
             chances.append(chance)
-        lengths = self._choose(self._length, chances)
+        lengths = self._length.choose(chances)
         longest = max(0, len(requests) // _REQUESTS_PER_REST_STEP - 1)
         if not pays:
             longest = min(_VAIN_REST_STEPS * len(requests), _MAX_REST_STEPS)
         self._rest.after(any(lengths), longest)
         return [state.guess[:num_tokens] for state, num_tokens in zip(states, lengths, strict=True)]
 
-    def _choose(self, length: DraftLength, chances: list[list[float]]) -> list[int]:
-        """Lengths of the drafts."""
-        if self._num_expected:
-            self._bias.observe(self._num_accepted, self._num_expected)
-        else:
-            self._bias.forgive()
-        self._num_accepted = 0
-        lengths, self._num_expected = length.choose(chances, min(1.0, self._bias.value))
-        return lengths
-
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
-        """Count what was right of the drafts; how right guesses were, the next `propose` sees in `seq.tokens`."""
-        self._num_accepted += num_accepted
+        """How right guesses were, drafted or not, the next `propose` sees in `seq.tokens`."""
 
     def check_integrity(self, request_ids: set[str]) -> None:
         """State is kept in `Sequence.draft_state`, and nothing else of requests but rates."""
