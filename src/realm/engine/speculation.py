@@ -111,6 +111,7 @@ class Drafter:
         "_next_looks",
         "_num_steps",
         "_num_unsettled",
+        "_settling_seconds",
         "_vocab_size",
         "proposers",
     )
@@ -132,6 +133,7 @@ class Drafter:
         self._num_steps = self._next_look = 0
         self._next_looks = dict.fromkeys(self.proposers, 0)
         self._num_unsettled = 0
+        self._settling_seconds = 0.0  # what it took to note the last results, which looking for drafts costs, too
         self._config = config
         self._vocab_size = vocab_size
         self._length = length
@@ -148,6 +150,8 @@ class Drafter:
         self._num_steps += 1
         if self._num_steps < self._next_look:
             return drafts
+        began = self._clock() - self._settling_seconds
+        self._settling_seconds = 0.0
         num_requests = len(decoding)
         self._is_timed = True
         if num_rows == num_requests and self._length.cost.is_stale(num_rows):
@@ -158,9 +162,10 @@ class Drafter:
             ledger = ledgers[source]
             ledger.num_drafted = ledger.num_accepted = 0  # of a step that held prompts, and was not settled
             if spare > 0 and self._num_steps >= self._next_looks[source]:
-                began = self._clock()
                 spare -= self._ask(proposer, decoding, drafts, spare, ledger.pays)
-                ledger.spend(self._clock() - began)
+                ended = self._clock()
+                ledger.spend(ended - began)
+                began = ended
                 self._next_looks[source] = self._num_steps + 1 + proposer.rest_steps
         self._next_look = min(self._next_looks.values())
         return drafts
@@ -171,6 +176,7 @@ class Drafter:
         if not self._is_timed and self._num_unsettled < _SETTLE_STEPS:
             return  # nothing was looked for
         num_steps, self._num_unsettled, self._is_timed = self._num_unsettled, 0, False
+        began = self._clock()
         ledgers = self._ledgers.values()
         num_drafted = sum([ledger.num_drafted for ledger in ledgers])
         added = self._length.end_step(num_rows, seconds)
@@ -179,6 +185,7 @@ class Drafter:
             if ledger.num_drafted:
                 gained = ledger.num_accepted * self._length.token_seconds - added * ledger.num_drafted / num_drafted
             ledger.settle(gained, seconds, num_steps)
+        self._settling_seconds = self._clock() - began
 
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Pass the result of one verification on to the draft's source."""

@@ -18,6 +18,7 @@ _MAX_RISE = 0.2
 _LEAST_WEIGHT = 0.08  # of the latest step in the average of its size
 # A size that was timed once, and found to be dear, is tried again soon: something may have interrupted that step.
 _FIRST_PATIENCE_STEPS, _MAX_PATIENCE_STEPS, _PATIENCE_GROWTH = 32, 2048, 4
+_FIRST_STEPS = 3  # of a size: the quickest counts, as the first ones touch new memory
 _SORT_STEPS, _STALE_STEPS, _MAX_BASE_AGE_STEPS = 16, 32, 100
 _MIN_CHANGE = 0.02
 
@@ -64,7 +65,10 @@ class StepCost:
         timing.num_rows += _SMOOTHING * (num_rows - timing.num_rows)
         timing.num_steps += 1
         change = min(seconds - timing.seconds, _MAX_RISE * timing.seconds)
-        timing.seconds += change * max(_LEAST_WEIGHT, 1.0 / timing.num_steps)
+        if timing.num_steps <= _FIRST_STEPS:
+            timing.seconds += min(change, 0.0)
+        else:
+            timing.seconds += change * max(_LEAST_WEIGHT, 1.0 / timing.num_steps)
         timing.patience_steps = min(_PATIENCE_GROWTH * timing.patience_steps, _MAX_PATIENCE_STEPS)
         # Sorting anew at each step would cost more than it tells.
         is_changed = abs(timing.seconds - timing.known_seconds) > _MIN_CHANGE * timing.known_seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _MEMORY_LOOKS = 100.0
+_UNSEEN_COST = 1.5  # longer batches take longer to make and to hand out, and what looks touch drives others from caches
 _FIRST_CREDIT_STEPS, _CREDIT_STEPS = 32.0, 8.0
 _FIRST_WAIT_STEPS, _LONGEST_WAIT_STEPS = 500, 8000
 
@@ -24,7 +25,7 @@ class Ledger:
 
     def spend(self, seconds: float) -> None:
         """A look for drafts took so long."""
-        self._spent += seconds
+        self._spent += _UNSEEN_COST * seconds
 
     def settle(self, gained_seconds: float, step_seconds: float, num_steps: int = 1) -> None:
         """The last of `num_steps` steps has ended: its drafts saved so much time, if they did."""
