@@ -45,7 +45,7 @@ def always_draft(engine: Engine) -> Engine:
     drafter._length.cost = FreeSteps(1.0)
     drafter._ledgers_by_size = [{source: NoLedger() for source in drafter.proposers}] * len(drafter._ledgers_by_size)
     if (proposer := draft_proposer_of(engine)) is not None:
-        proposer._cost = proposer._first_cost = FreeSteps(1e-6)
+        proposer._costs.first = proposer._costs.later = FreeSteps(1e-6)
     return engine
 
 

@@ -7,7 +7,6 @@ that the draft could not settle are compared with what came all the same, so tha
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,18 +17,15 @@ import numpy as np
 from realm.core.config import EngineConfig
 from realm.core.types import Int32Array
 from realm.engine.adaptive import DraftLength
+from realm.engine.draft_estimates import DraftCosts, DraftRates
 from realm.engine.draft_kv import DraftContext, DraftKV, draft_batch
+from realm.engine.rates import count_right
 from realm.engine.sequence import Sequence
-from realm.engine.step_cost import StepCost
 from realm.engine.worth import Probing, Rest
 from realm.kernels.drafting import NUM_CLASSES, DraftingExecutor, DraftPlan, DraftRound, draft
 from realm.kernels.ops import Executor
 from realm.models.draft import DraftModel
 
-_PRIOR_RATES = (0.1, 0.25, 0.4, 0.55, 0.65, 0.8, 0.9, 0.97)
-_PRIOR_MEAN = 0.65
-_PRIOR_WEIGHT = 4.0
-_CURIOSITY = 0.3
 _VAIN_MIN_GAIN = 1.15
 _MAX_TENANTS = 1024
 _CATCH_UP_PER_TOKEN = 32  # a prompt is worth computing for at least one output token in this many
@@ -37,52 +33,17 @@ _TRIED_LENGTHS = (1, 2, 3, 4, 6, 8, 12)
 _LOOKUP_ADVANTAGE = 0.8  # guesses that cost nothing to make may be right less often
 _WINDOW_ROWS = 4  # over which the cost of a row is averaged: kernels work in tiles
 _MIN_CATCH_UP_TOKENS = 64
-_MAX_USUAL_FEED_TOKENS = 4  # for each request; a first step that feeds more catches up
 _EXPECTED_STEPS = 64  # over which it should pay to have caught up
 _REST_STEPS, _VAIN_REST_STEPS = 4, 64  # while drafts gain more than they cost, or less
 _REQUESTS_PER_REST_STEP = 4  # the more requests, the longer a look takes, and the less one of them gains
 _PROBE_TOKENS = 2  # tells what both the first step and a later one cost
 
 
-class _Rates:
-    """How often guesses of a tenant or a request are right: by class of sureness, and at last of all together."""
-
-    __slots__ = ("_decay", "_hits", "_trials")
-
-    def __init__(self, parent: _Rates | None, memory: float) -> None:
-        means = (*_PRIOR_RATES, _PRIOR_MEAN) if parent is None else parent.values()
-        self._hits = [mean * _PRIOR_WEIGHT for mean in means]
-        self._trials = [_PRIOR_WEIGHT] * len(means)
-        self._decay = 1.0 - 1.0 / memory
-
-    def values(self) -> list[float]:
-        """The rates."""
-        return [hits / trials for hits, trials in zip(self._hits, self._trials, strict=True)]
-
-    @property
-    def mean(self) -> float:
-        """The rate of all."""
-        return self._hits[-1] / self._trials[-1]
-
-    @property
-    def hope(self) -> float:
-        """What the rate of all may well be: to find out costs a few drafts, not to know it a whole answer."""
-        return min(1.0, self.mean + _CURIOSITY / math.sqrt(self._trials[-1]))
-
-    def observe(self, classes: list[int], num_right: int, wrong: bool) -> None:
-        """The first `num_right` guesses, of these classes, were right; if `wrong`, the next one was not."""
-        hits, trials, decay = self._hits, self._trials, self._decay
-        for at, sureness in enumerate(classes[: num_right + wrong]):
-            for rate in (sureness, -1):
-                hits[rate] = hits[rate] * decay + (at < num_right)
-                trials[rate] = trials[rate] * decay + 1.0
-
-
 @dataclass(slots=True)
 class _State:
     """What is known of a request's drafts."""
 
-    rates: _Rates
+    rates: DraftRates
     num_known: int = 0
     guess: list[int] = field(default_factory=list)
     sureness: list[int] = field(default_factory=list)
@@ -130,15 +91,12 @@ class DraftModelProposer:
         self._token_ids = token_ids
         self._max_batch_tokens = max_batch_tokens
         self._clock = clock
-        self._first_cost = StepCost()  # of a round's first step and all that is around it: nothing is in the caches
-        self._catch_up_cost = StepCost()  # the same of steps that feed many known tokens: their rows cost less each
-        self._cost = StepCost()  # of each step after it
+        self._costs = DraftCosts()
         self._states: dict[str, _State] = {}
-        self._tenants: OrderedDict[str, _Rates] = OrderedDict()
+        self._tenants: OrderedDict[str, DraftRates] = OrderedDict()
         self._probing = Probing()
         self._rest = Rest()
         self._pays = True
-        self._is_warm = False
 
     @property
     def rest_steps(self) -> int:
@@ -159,19 +117,11 @@ class DraftModelProposer:
             return drafts
         drafting, speed = self._choose(requests)
         longest = max(_REST_STEPS, len(requests) // _REQUESTS_PER_REST_STEP) if pays else _VAIN_REST_STEPS
-        self._rest.after(speed > 0.0 or not self._is_timed, longest)
+        self._rest.after(speed > 0.0 or not self._costs.measured, longest)
         drafting = [d for d in drafting if self._reserve(d, drafting)]
         if drafting:
             done = self._draft(drafting, speed, drafts)
-            if not self._is_warm:
-                self._is_warm = True  # the first round reads everything from memory never touched before
-                return drafts
-            later = float(done.step_seconds[1 : done.num_steps].sum())
-            num_fed = int(done.step_rows[0])
-            is_usual = num_fed <= _MAX_USUAL_FEED_TOKENS * len(drafting)
-            (self._first_cost if is_usual else self._catch_up_cost).observe(num_fed, self._clock() - began - later)
-            if done.num_steps > 1:
-                self._cost.observe(int(done.step_rows[1]), float(done.step_seconds[1]))
+            self._costs.observe(done, len(drafting), self._clock() - began)
         return drafts
 
     def observe(self, seq: Sequence, num_drafted: int, num_accepted: int) -> None:
@@ -201,7 +151,7 @@ class DraftModelProposer:
                 able.append(_Drafting(index, seq, state, self.kv.get(seq), limit))
         if not able or not self._length.cost.measured:
             return [], 0.0
-        if self._is_timed:
+        if self._costs.measured:
             # Estimates that have proved too good are neither stretched by hope nor believed to the last percent.
             rates = [d.state.rates.hope if self._pays else d.state.rates.mean for d in able]
             threshold = self._length.speed() * (1.0 if self._pays else _VAIN_MIN_GAIN)
@@ -221,26 +171,18 @@ class DraftModelProposer:
         one.limit = min(one.limit, _PROBE_TOKENS)
         return [one], 0.0
 
-    @property
-    def _is_timed(self) -> bool:
-        return self._first_cost.measured or self._cost.measured
-
     def _probe_seconds(self, d: _Drafting) -> float:
         num_drafts = min(d.limit, _PROBE_TOKENS)
-        later = (num_drafts - 1) * self._later_seconds(1) + num_drafts * self._length.row_seconds(num_drafts)
-        return self._catch_up_seconds([d]) + self._first_seconds(1) + later
+        later = (num_drafts - 1) * self._costs.later_seconds(1) + num_drafts * self._length.row_seconds(num_drafts)
+        return self._catch_up_seconds([d]) + self._costs.first_seconds(1) + later
 
     def _catch_up_seconds(self, drafting: list[_Drafting]) -> float:
-        """What it takes to feed those who are far behind, once."""
-        num_tokens = sum(lag for d in drafting if (lag := self.kv.lag(d.seq)) > _MAX_USUAL_FEED_TOKENS)
-        if not num_tokens or not self._catch_up_cost.measured:
-            return 0.0
-        return self._catch_up_cost.seconds(num_tokens)
+        return self._costs.catch_up_seconds([self.kv.lag(d.seq) for d in drafting])
 
     def _best_speed(self, drafting: list[_Drafting], rate: float, extra_seconds: float) -> float:
         """Tokens per second of the step with drafts of the best length, if each token is right at this `rate`."""
         size = len(drafting)
-        first, later = self._first_seconds(2 * size) + extra_seconds, self._later_seconds(size)
+        first, later = self._costs.first_seconds(2 * size) + extra_seconds, self._costs.later_seconds(size)
         limit = max(d.limit for d in drafting)
         best, right, power, tried = 0.0, 0.0, 1.0, 0
         for length in _TRIED_LENGTHS:
@@ -253,12 +195,6 @@ class DraftModelProposer:
             speed = self._length.speed(size * length, size * right, first + (length - 1) * later)
             best = max(best, speed)
         return best
-
-    def _first_seconds(self, num_rows: int) -> float:
-        return (self._first_cost if self._first_cost.measured else self._cost).seconds(max(1, num_rows))
-
-    def _later_seconds(self, num_rows: int) -> float:
-        return (self._cost if self._cost.measured else self._first_cost).seconds(num_rows)
 
     def _draft(self, drafting: list[_Drafting], speed: float, drafts: list[list[int]]) -> DraftRound:
         """One round: guesses go to the requests' states, and those worth verifying to `drafts`."""
@@ -303,7 +239,7 @@ class DraftModelProposer:
         judged = [d for (d, _), ready in zip(fed, is_judged, strict=True) if ready]
         size = max(1, len(judged))
         verify_seconds = self._length.row_seconds(max(_WINDOW_ROWS, size))
-        draft_seconds = self._later_seconds(size) / size
+        draft_seconds = self._costs.later_seconds(size) / size
         rates = np.array([d.state.rates.values() for d in judged], np.float32).reshape(len(judged), NUM_CLASSES + 1)
         plan = DraftPlan(
             first=draft_batch(tokens, contexts, self.kv.tables([d.seq.row for d, _ in fed]), is_judged),
@@ -322,14 +258,14 @@ class DraftModelProposer:
     def _state(self, seq: Sequence) -> _State:
         state = self._states.get(seq.request_id)
         if state is None:
-            rates = _Rates(self._tenant(seq), memory=50.0)
+            rates = DraftRates(self._tenant(seq), memory=50.0)
             state = self._states[seq.request_id] = _State(rates, len(seq.tokens))
         return state
 
-    def _tenant(self, seq: Sequence) -> _Rates:
+    def _tenant(self, seq: Sequence) -> DraftRates:
         tenant = self._tenants.get(seq.request.tenant_id)
         if tenant is None:
-            tenant = self._tenants[seq.request.tenant_id] = _Rates(None, memory=200.0)
+            tenant = self._tenants[seq.request.tenant_id] = DraftRates(None, memory=200.0)
             if len(self._tenants) > _MAX_TENANTS:
                 self._tenants.popitem(last=False)
         return tenant
@@ -337,13 +273,7 @@ class DraftModelProposer:
     def _learn(self, seq: Sequence, state: _State) -> None:
         """Compare the last guesses with what came."""
         if state.guess:
-            new = seq.tokens[state.num_known :]
-            num_right = 0
-            for guessed, token in zip(state.guess, new, strict=False):
-                if guessed != token:
-                    break
-                num_right += 1
-            wrong = num_right < min(len(new), len(state.guess))
+            num_right, wrong = count_right(state.guess, seq.tokens[state.num_known :])
             for rates in (state.rates, self._tenant(seq)):
                 rates.observe(state.sureness, num_right, wrong)
             state.guess, state.sureness = [], []

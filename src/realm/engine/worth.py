@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _MEMORY_LOOKS = 100.0
 _UNSEEN_COST = 1.5  # longer batches take longer to make and to hand out, and what looks touch drives others from caches
-_FIRST_CREDIT_STEPS, _CREDIT_STEPS = 32.0, 8.0
+_FIRST_CREDIT_STEPS, _CREDIT_STEPS = 12.0, 4.0
 _FIRST_WAIT_STEPS, _LONGEST_WAIT_STEPS = 500, 8000
 
 
