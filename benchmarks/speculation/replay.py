@@ -104,11 +104,18 @@ class Right(Lookup):
 class Replay:
     """A closed loop of `batch_size` requests with recorded answers."""
 
-    def __init__(self, streams: list[Stream], batch_size: int, times: StepTime, source: type[Lookup] | None) -> None:
+    def __init__(
+        self,
+        streams: list[Stream],
+        end_ids: frozenset[int],
+        batch_size: int,
+        times: StepTime,
+        source: type[Lookup] | None,
+    ) -> None:
         self.now = 0.0
         self.num_tokens = self.num_steps = self.num_drafted = self.num_accepted = 0
         self._streams = streams
-        self._end = streams[0]["output"][-1]  # of every answer
+        self._end_ids = end_ids
         self._batch_size = batch_size
         self._times = times
         self._numbers = itertools.count()
@@ -148,12 +155,12 @@ class Replay:
         prompt = tuple(self._streams[number % len(self._streams)]["prompt"])
         max_tokens = math.ceil(MAX_TOKENS * min(1.0, (number + 1) / self._batch_size))
         request = Request(str(number), prompt, SamplingParams(max_tokens=max_tokens))
-        return Sequence(request, number, len(prompt) + max_tokens, frozenset((self._end,)), b"")
+        return Sequence(request, number, len(prompt) + max_tokens, self._end_ids, b"")
 
     def _verify(self, seq: Sequence) -> bool:
         """Hand out what comes; whether that was all."""
         num_known, num_drafts = len(seq.tokens), len(seq.drafts)
-        verified = verify(seq, (self.after(seq) + [self._end] * (num_drafts + 1))[: num_drafts + 1])
+        verified = verify(seq, (self.after(seq) + [min(self._end_ids)] * (num_drafts + 1))[: num_drafts + 1])
         self.num_tokens += len(seq.tokens) - num_known
         self.num_drafted += num_drafts
         self.num_accepted += verified.num_accepted
@@ -164,8 +171,8 @@ class Replay:
         return verified.reason is not None
 
 
-def record(path: Path) -> dict[str, list[Stream]]:
-    """Prompts and greedy answers by part, without drafts; each answer with a token that ends it."""
+def record(path: Path) -> tuple[dict[str, list[Stream]], list[int]]:
+    """Prompts and greedy answers by part, without drafts; and the tokens that end an answer."""
     bench = Bench(path, {}, num_threads=2, max_batch_size=8, max_tokens=MAX_TOKENS)
     found: dict[str, list[Stream]] = {}
     for part, texts in (("copy", COPY), ("chat", CHAT)):
@@ -175,10 +182,10 @@ def record(path: Path) -> dict[str, list[Stream]]:
         for begin in range(0, len(prompts), 8):
             loop = Loop(bench.engine("off", 0), prompts[begin : begin + 8], params, len(prompts[begin : begin + 8]))
             loop.run_once(from_first_token=False)
-            outputs += [(*loop.outputs[number], bench.end_id) for number in range(len(loop.outputs))]
+            outputs += [loop.outputs[number] for number in range(len(loop.outputs))]
         pairs = zip(prompts, outputs, strict=True)
         found[part] = [{"prompt": list(prompt), "output": list(output)} for prompt, output in pairs]
-    return found
+    return found, sorted(bench.end_ids)
 
 
 def main() -> None:
@@ -192,18 +199,18 @@ def main() -> None:
     parser.add_argument("--classes", action="store_true", help="how right guesses are, by class")
     args = parser.parse_args()
     if args.streams is not None and args.streams.exists():
-        streams = json.loads(args.streams.read_text())
+        streams, end_ids = json.loads(args.streams.read_text())
     else:
-        streams = record(args.model)
+        streams, end_ids = record(args.model)
         if args.streams is not None:
-            args.streams.write_text(json.dumps(streams))
+            args.streams.write_text(json.dumps((streams, end_ids)))
     pairs = [pair.split(":") for pair in args.step_ms.split(",")]
     times = StepTime([(float(rows), float(ms)) for rows, ms in pairs])
     print(f"{'':10}{'B':>3}  {'':8}{'speed-up':>9}{'tok/step':>10}{'accepted':>10}")
     for part, size in itertools.product(args.parts.split(","), map(int, args.batch_sizes.split(","))):
         rates: dict[str, float] = {}
         for name, source in {"off": None, "lookup": Lookup, "right": Right}.items():
-            run = Replay(streams[part], size, replace(times, random=random.Random(1)), source)
+            run = Replay(streams[part], frozenset(end_ids), size, replace(times, random=random.Random(1)), source)
             while run.num_tokens < args.tokens // 10:
                 run.step()
             begin, num_tokens, num_steps = run.now, run.num_tokens, run.num_steps

@@ -66,7 +66,7 @@ class Bench:
         self._model = load_model(path, self._config)
         self._tokenizer = self._model.tokenizer
         self._template = load_chat_template(self._model.metadata, self._tokenizer)
-        self.end_id = min(self._tokenizer.end_ids)
+        self.end_ids = self._tokenizer.end_ids
 
     def engine(self, name: str, place: int) -> Engine:
         """A new engine for a configuration, in one of five places of the KV cache."""
