@@ -35,7 +35,7 @@ _WINDOW_ROWS = 4  # over which the cost of a row is averaged: kernels work in ti
 _MIN_CATCH_UP_TOKENS = 64
 _EXPECTED_STEPS = 64  # over which it should pay to have caught up
 _REST_STEPS, _VAIN_REST_STEPS = 4, 64  # while drafts gain more than they cost, or less
-_REQUESTS_PER_REST_STEP = 4  # the more requests, the longer a look takes, and the less one of them gains
+_REQUESTS_PER_REST_STEP = 2  # the more requests, the longer a look takes, and the less one of them gains
 _PROBE_TOKENS = 2  # tells what both the first step and a later one cost
 
 
