@@ -47,7 +47,6 @@ class Runner:
     def load(self, seq: Sequence) -> None:
         """Start using `seq.row` for a newly admitted request."""
         self._tables[seq.row] = 0
-        self._decode_batch = None  # its row may be another one than before
 
     def build(self, plan: list[Sequence]) -> Batch:
         """The step's input; views of this runner's arrays, valid until the next call."""
@@ -65,6 +64,7 @@ class Runner:
         self._token_ids[:num_requests] = [seq.tokens[-1] for seq in plan]
         batch = self._decode_batch
         has_new_blocks = True in [self._update_table(seq) for seq in plan]
+        # (Who gave way and came back, perhaps to another row, has new blocks.)
         if batch is None or has_new_blocks or plan != self._decoding:
             judged = self._arange[:num_requests]
             batch = self._batch(plan, num_requests, self._arange[: num_requests + 1], judged)
