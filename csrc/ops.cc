@@ -69,7 +69,7 @@ class RmsNorm final : public Op {
  public:
   RmsNorm(const Kernels& k, Value x, const float* weight, float eps, const float* residual, Value out)
       : Op("norm", x.judged), kernel_(k.rows.rms_norm) {
-    args_ = {x.rows, x.row_stride, nullptr, weight, eps, x.width, residual, out.row_stride, out.sink()};
+    args_ = {x.rows, x.row_stride, weight, eps, x.width, residual, out.row_stride, out.sink()};
   }
   void run(const Step& step, const Lane& lane) const override {
     const Rectangle r = share_rectangle(num_rows(step), args_.out.num_blocks, lane);

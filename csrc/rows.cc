@@ -48,8 +48,7 @@ REALM_INLINE SquareSums square_sums(const float* x, const float* weight, int num
 void rms_norm(const NormArgs& args, int row_begin, int row_end, int block_begin, int block_end) {
   const int padded = (args.num_columns + kBlock - 1) / kBlock * kBlock;
   for (int row = row_begin; row < row_end; ++row) {
-    const int from = args.rows != nullptr ? args.rows[row] : row;
-    const float* x = args.x + static_cast<size_t>(from) * args.row_stride;
+    const float* x = args.x + static_cast<size_t>(row) * args.row_stride;
     const SquareSums sums = square_sums(x, args.weight, padded);
     const float count = static_cast<float>(args.num_columns), rms_inverse = 1.0f / __builtin_sqrtf(sums.of_x / count + args.eps);
     const f32x16 inverse = set1(rms_inverse);

@@ -23,7 +23,6 @@ struct Sink {
 struct NormArgs {
   const float* x;
   std::size_t row_stride;    // floats
-  const std::int32_t* rows;  // input row of each output row; null: the same
   const float* weight;       // padded with zeros to whole blocks
   float eps;
   int num_columns;           // C, what the mean is over
