@@ -118,7 +118,7 @@ async def test_storm(cramped: Server) -> None:
 
 async def test_queue_full_is_429_and_nobody_else_notices(cramped: Server) -> None:
     model = cramped.model_id
-    request = body(model, "one of many", max_tokens=60)
+    request = body(model, "one of many", max_tokens=150)  # longer than all of them take to arrive
     async with connect(cramped) as client:
         alone = await text_of(client, request)
         responses = await asyncio.gather(*(client.post(CHAT, json=request) for _ in range(120)))
