@@ -38,7 +38,7 @@ class ClassRates:
 
 
 def count_right(guess: Sequence[int], came: Sequence[int]) -> tuple[int, bool]:
-    """Tokens of `guess` that came, from the first; and whether the one after them was wrong (or hasn't come yet)."""
+    """Tokens of `guess` that came, from the first; and whether another one came in place of the next."""
     num_right = 0
     for guessed, token in zip(guess, came, strict=False):
         if guessed != token:
