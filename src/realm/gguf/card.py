@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from realm.core.config import KVType
+from realm.core.texts import Texts
 from realm.gguf.metadata import Metadata
 from realm.gguf.reader import GGUFFile
 
@@ -124,7 +125,7 @@ def _vocab_size(file: GGUFFile, prefix: str) -> int | None:
     if embedding is not None:
         return embedding.shape[0]
     tokens = file.metadata.get("tokenizer.ggml.tokens")
-    return len(tokens) if isinstance(tokens, list) else _int(file.metadata, f"{prefix}.vocab_size")
+    return len(tokens) if isinstance(tokens, list | Texts) else _int(file.metadata, f"{prefix}.vocab_size")
 
 
 def _int(metadata: Metadata, key: str) -> int | None:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from realm.core.errors import ModelFileError
+from realm.core.texts import Texts
 from realm.gguf.format import (
     MAX_ARRAY_DEPTH,
     MAX_ARRAY_ELEMENTS,
@@ -101,7 +102,7 @@ class Cursor:
             return self._bools(1, what)[0]
         return self._numbers(value_type, 1, what)[0]
 
-    def array(self, what: str, depth: int = 1) -> tuple[ValueType, list[object]]:
+    def array(self, what: str, depth: int = 1) -> tuple[ValueType, list[object] | Texts]:
         """An array and the type of its elements; arrays may be nested up to `MAX_ARRAY_DEPTH`."""
         if depth > MAX_ARRAY_DEPTH:
             raise self.error(f"{what}: arrays nested deeper than {MAX_ARRAY_DEPTH}")
@@ -127,10 +128,10 @@ class Cursor:
             raise self.error(f"{what} holds a boolean that is neither 0 nor 1")
         return [byte == 1 for byte in raw]
 
-    def _strings(self, count: int, what: str) -> list[object]:
+    def _strings(self, count: int, what: str) -> Texts:
         # The hot loop of opening a file: vocabularies hold 2**18 strings, so no calls into this class per string.
         buffer, end, unpack = self._buffer, self._end, _U64.unpack_from
-        strings: list[object] = []
+        strings = Texts()
         position = self.position
         try:
             for _ in range(count):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 from realm.core.errors import ModelFileError
+from realm.core.texts import Texts
 
 T = TypeVar("T")
 
@@ -18,7 +20,7 @@ REQUIRED = _Required()
 
 
 class Metadata(dict[str, object]):
-    """Key to value: bool, int, float, str or a list of these (lists of lists in odd files).
+    """Key to value: bool, int, float, str or a list of these (`Texts` of strings, lists of lists in odd files).
 
     The getters return `default` when the key is absent.
 
@@ -50,7 +52,7 @@ class Metadata(dict[str, object]):
         """A list of numbers; these may be infinite or NaN."""
         return self._get(key, default, lambda value: _is_list(value, float), "a list of floats")
 
-    def get_strs(self, key: str, default: list[str] | _Required = REQUIRED) -> list[str]:
+    def get_strs(self, key: str, default: Sequence[str] | _Required = REQUIRED) -> Sequence[str]:
         """A list of strings."""
         return self._get(key, default, lambda value: _is_list(value, str), "a list of strings")
 
@@ -80,11 +82,11 @@ def _is_finite(value: object) -> bool:
 
 def _is_list(value: object, element_type: type) -> bool:
     # GGUF arrays are homogeneous, so the first element speaks for all.
-    return isinstance(value, list) and (not value or type(value[0]) is element_type)
+    return isinstance(value, list | Texts) and (not value or type(value[0]) is element_type)
 
 
 def _short(value: object) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list | Texts):
         return f"a list of {len(value)}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

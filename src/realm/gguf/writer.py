@@ -13,6 +13,7 @@ import numpy as np
 
 from realm.core.errors import InvalidRequest
 from realm.core.quant import QuantType, row_bytes
+from realm.core.texts import Texts
 from realm.gguf.dequant import Bytes
 from realm.gguf.format import DEFAULT_ALIGNMENT, MAGIC, MAX_SPLITS, NUMERIC_FORMATS, ValueType, align_up
 
@@ -144,7 +145,7 @@ def _string(text: str) -> bytes:
 
 
 def _typed_value(key: str, value: object, value_type: ValueType | None) -> bytes:
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple | Texts):
         value_type = value_type if value_type is not None else _infer(key, [value])
         return struct.pack("<I", value_type) + _values(key, [value], value_type)
     element_type = value_type if value_type is not None else _infer(key, value)

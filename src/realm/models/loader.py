@@ -10,6 +10,7 @@ from typing import Literal
 
 from realm.core.config import EngineConfig
 from realm.core.errors import InvalidRequest, UnsupportedParameter
+from realm.core.texts import Texts
 from realm.gguf.metadata import Metadata
 from realm.gguf.reader import GGUFFile
 from realm.kernels.ops import Executor
@@ -86,7 +87,7 @@ def _read(path: str | Path, config: EngineConfig) -> _Parts:
         max_seq_len = _max_seq_len(config, spec)
         weights = load_weights(file, spec)
         tokenizer = load_tokenizer(file.metadata)
-        metadata = Metadata({key: value for key, value in file.metadata.items() if not isinstance(value, list)})
+        metadata = Metadata({key: value for key, value in file.metadata.items() if not isinstance(value, list | Texts)})
         return _Parts(spec, weights, tokenizer, metadata, file.fingerprint, max_seq_len)
 
 

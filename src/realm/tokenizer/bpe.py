@@ -54,12 +54,13 @@ def bpe_encoder(metadata: Mapping[str, object], vocabulary: Vocabulary, pre: Pre
 def _read_merges(metadata: Mapping[str, object], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
     lines = read_list(metadata, "merges", str)
     check_utf8("merges", lines)
+    texts = list(vocab)  # in the order of their ids; merges of these, not of pieces cut out, keep loading small
     merges = []
     for index, line in enumerate(lines):
         left, space, right = line.partition(" ")
         if not space or left not in vocab or right not in vocab or left + right not in vocab:
             raise ModelFileError(f"{PREFIX}merges entry {index} ({line!r}) does not join two tokens into a third")
-        merges.append((left, right))
+        merges.append((texts[vocab[left]], texts[vocab[right]]))
     return merges
 
 

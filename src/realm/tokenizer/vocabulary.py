@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import accumulate, pairwise
-from typing import TypeVar, overload
+from typing import TypeVar, cast
 
 from realm.core.errors import ModelFileError
+from realm.core.texts import Texts
 
 T = TypeVar("T")
 
@@ -59,38 +58,6 @@ _END_TEXTS = (
     "<|file_sep|>",
 )
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
-
-
-class Texts(Sequence[str]):
-    """Many short texts in one buffer: a seventh of the memory that a list of str takes."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        encoded = [text.encode() for text in texts]
-        self._data = b"".join(encoded)
-        self._ends = array("Q", accumulate(map(len, encoded), initial=0))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        return self._data[self._ends[index] : self._ends[index + 1]].decode()
-
-    def __iter__(self) -> Iterator[str]:
-        return (self._data[start:end].decode() for start, end in pairwise(self._ends))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Texts) and (self._data, self._ends) == (other._data, other._ends)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +173,13 @@ def read_list(metadata: Mapping[str, object], name: str, kind: type[T]) -> Seque
     value = metadata.get(PREFIX + name)
     if value is None:
         raise ModelFileError(f"{PREFIX}{name} is missing", code="missing_metadata")
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple | Texts):
         raise ModelFileError(f"{PREFIX}{name} must be a list, got {type(value).__name__}")
-    wrong = set(map(type, value)) - {kind}
+    wrong = {str} - {kind} if isinstance(value, Texts) else set(map(type, value)) - {kind}
     if wrong:
         names = ", ".join(sorted(other.__name__ for other in wrong))
         raise ModelFileError(f"{PREFIX}{name} must hold only {kind.__name__} values, it also holds {names}")
-    return value
+    return cast("Sequence[T]", value)
 
 
 def read_finite(metadata: Mapping[str, object], name: str, num_tokens: int) -> Sequence[float]:

@@ -7,7 +7,7 @@ from tests.unit.tokenizer.vocabularies import spm_metadata
 from realm.core.errors import ModelFileError
 from realm.tokenizer import load_tokenizer
 from realm.tokenizer.spm import _serialize_model
-from realm.tokenizer.vocabulary import Texts, read_vocabulary
+from realm.tokenizer.vocabulary import read_vocabulary
 
 SCORES = "tokenizer.ggml.scores"
 
@@ -35,15 +35,3 @@ def test_a_score_beyond_32_bits_is_refused() -> None:
     metadata[SCORES] = [1e39, *metadata[SCORES][1:]]  # type: ignore[index]
     with pytest.raises(ModelFileError, match="scores entry 0"):
         load_tokenizer(metadata)
-
-
-def test_texts_are_a_sequence() -> None:
-    texts = ["a", "", "日本", "👩‍👩‍👧" * 100]
-    packed = Texts(texts)
-    assert list(packed) == texts
-    assert packed[-1] == texts[-1]
-    assert packed[1:3] == texts[1:3]
-    assert packed == Texts(texts)
-    assert packed != Texts(["a", "日", "本", texts[-1]])
-    with pytest.raises(IndexError):
-        packed[4]
