@@ -13,9 +13,13 @@
 
 namespace realm::REALM_ISA_NAMESPACE {
 
-// Unsigned quants of the group `g` (0..7) of four inputs.
+// Unsigned quants of the group `g` (0..7) of four inputs. `low_block`: of Q8_0_PLANES.
 template <QuantType type, int g>
-REALM_INLINE u8x64 unpack_group(const uint8_t* block) {
+REALM_INLINE u8x64 unpack_group(const uint8_t* block, [[maybe_unused]] const uint8_t* low_block) {
+  if constexpr (type == QuantType::Q8_0_PLANES) {
+    const u8x64 upper = load_u8x64(block + 64 * (g / 2)), lower = load_u8x64(low_block + 64 * (g / 2));
+    return g % 2 == 0 ? select_bits<0xf0>(shl16<4>(upper), lower) : select_bits<0xf0>(upper, shr16<4>(lower));
+  }
   constexpr IntegerLayout layout = integer_layout<type>();
   constexpr int low = layout.low_bits;
   const uint8_t* high_plane = block + 64 * low;
@@ -39,7 +43,7 @@ REALM_INLINE u8x64 unpack_group(const uint8_t* block) {
 
 template <QuantType type>
 REALM_INLINE i32x16 dot(i32x16 acc, u8x64 w, u8x64 x) {
-  if constexpr (type == QuantType::Q8_0) return dot4_biased(acc, w, x);
+  if constexpr (is_q8_0(type)) return dot4_biased(acc, w, x);
   return dot4_small(acc, w, x);
 }
 
@@ -97,8 +101,11 @@ template <int C>
 struct TileGroups {
   const uint8_t* first;
   size_t stride;
+  const uint8_t* first_low;  // of Q8_0_PLANES
+  size_t low_stride;
 
   REALM_INLINE const uint8_t* operator[](int c) const { return first + c * stride; }
+  REALM_INLINE const uint8_t* low(int c) const { return first_low + c * low_stride; }
 };
 
 // Compilers would rather begin the next half of a block early and keep more values than there are registers.
@@ -115,7 +122,7 @@ template <QuantType type, int g, int C, int R>
 REALM_INLINE void dot_group(i32x16 (&sum)[C][R], TileGroups<C> blocks, PanelRows x) {
   u8x64 w[C];
   REALM_UNROLL
-  for (int c = 0; c < C; c++) w[c] = unpack_group<type, g>(blocks[c]);
+  for (int c = 0; c < C; c++) w[c] = unpack_group<type, g>(blocks[c], blocks.low(c));
   REALM_UNROLL
   for (int r = 0; r < R; r++) {
     const u8x64 inputs = broadcast4(x.group(g, r));
@@ -156,7 +163,7 @@ struct GroupScales {
 template <QuantType type, int half, int C, int R>
 REALM_INLINE void start_sums(i32x16 (&sum)[C][R], PanelRows x) {
   constexpr int shift = integer_layout<type>().offset_shift;
-  constexpr bool starts = shift >= 0 && (type != QuantType::Q8_0 || kBiasedDotStart);
+  constexpr bool starts = shift >= 0 && (!is_q8_0(type) || kBiasedDotStart);
   REALM_UNROLL
   for (int r = 0; r < R; r++) {
     i32x16 start = izero();
@@ -245,46 +252,55 @@ template <QuantType type>
 constexpr int lines_per_block() {
   return (integer_layout<type>().group_bytes() / integer_layout<type>().group_blocks() + 63) / 64;
 }
-template <QuantType type, int C>
-constexpr int lines_ahead() {
-  return C == 1 ? lines_per_block<type>() : (lines_per_block<type>() + kFewestPairedPasses - 1) / kFewestPairedPasses;
+template <int C>
+constexpr int lines_ahead(int lines_per_block) {
+  return C == 1 ? lines_per_block : (lines_per_block + kFewestPairedPasses - 1) / kFewestPairedPasses;
 }
+// How far ahead of use weights are fetched, and their lower bits where those lie apart.
+struct PrefetchDistance {
+  ptrdiff_t bytes, low_bytes;
+};
 
 // What a pass over C > 1 tiles fetches for a later op meanwhile, for each block. Of 128, 192 and 320 the last was the quickest.
 constexpr int kAheadBytes = 320;
 
-// C weight tiles, `tile_stride` bytes apart, times R rows.
+// C weight tiles times R rows.
 template <QuantType type, int C, int R>
-__attribute__((noinline)) void integer_tiles(const uint8_t* w, size_t tile_stride, PanelRows x, int num_groups, float* out,
-                                             size_t out_stride, int num_lanes, bool accumulate, ptrdiff_t prefetch_bytes,
+__attribute__((noinline)) void integer_tiles(TileGroups<C> tiles, PanelRows x, int num_groups, float* out,
+                                             size_t out_stride, int num_lanes, bool accumulate, PrefetchDistance distance,
                                              const uint8_t* ahead) {
   constexpr IntegerLayout layout = integer_layout<type>();
   const ptrdiff_t ahead_step = ahead != nullptr ? kAheadBytes : 0;
-  if (ahead == nullptr) ahead = w;
+  if (ahead == nullptr) ahead = tiles.first;
   f32x16 acc[C][R];
   REALM_UNROLL
   for (int c = 0; c < C; c++) {
     REALM_UNROLL
     for (int r = 0; r < R; r++) acc[c][r] = zero();
   }
-  TileGroups<C> blocks{w, tile_stride};
-  for (int group = 0; group < num_groups; group++, w += layout.group_bytes()) {
+  for (int group = 0; group < num_groups; group++, tiles.first += layout.group_bytes()) {
     GroupScales<type> scales[C];
     REALM_UNROLL
-    for (int c = 0; c < C; c++) scales[c] = GroupScales<type>(w + c * tile_stride);
-    blocks.first = w;
+    for (int c = 0; c < C; c++) scales[c] = GroupScales<type>(tiles[c]);
+    TileGroups<C> blocks = tiles;
     for (int b = 0; b < layout.group_blocks(); b++, x.next(), blocks.first += layout.block_bytes()) {
       REALM_UNROLL
       for (int c = 0; c < C; c++) {
-        for (int line = 0; line < lines_ahead<type, C>(); line++) prefetch(blocks[c] + prefetch_bytes + 64 * line);
+        for (int line = 0; line < lines_ahead<C>(lines_per_block<type>()); line++) prefetch(blocks[c] + distance.bytes + 64 * line);
+        for (int line = 0; line < lines_ahead<C>(low_block_bytes<type>() / 64); line++)
+          prefetch(blocks.low(c) + distance.low_bytes + 64 * line);
       }
       if constexpr (C > 1) {
         for (int i = 0; i < kAheadBytes; i += 64) prefetch_l2(ahead + i);
         ahead += ahead_step;
       }
       times_block<type>(acc, blocks, scales, b, x);
-      if (x.template any_has_residual<R>()) times_block<type>(acc, {anew(blocks.first), tile_stride}, scales, b, x.residual());
+      if (x.template any_has_residual<R>()) {
+        blocks.first = anew(blocks.first), blocks.first_low = anew(blocks.first_low);
+        times_block<type>(acc, blocks, scales, b, x.residual());
+      }
     }
+    tiles.first_low += low_block_bytes<type>();
   }
   REALM_UNROLL
   for (int c = 0; c < C; c++) {

@@ -1,6 +1,7 @@
 // The matrix kernels, compiled once per instruction set: loops over tiles and rows around the register kernels.
 #include "matmul_float.h"
 #include "matmul_integer.h"
+#include "matmul_screen.h"
 #include "matmul_table.h"
 #include "quantize.h"
 
@@ -18,44 +19,53 @@ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
 // `count` (1..R) rows starting at `row`, times C tiles: the kernel for exactly that many.
 template <QuantType type, int C, int R>
-REALM_INLINE void rows_times_tiles(const MatmulArgs& args, const uint8_t* w, int row, int count, float* out, int num_lanes,
-                                   ptrdiff_t prefetch_bytes) {
+REALM_INLINE void rows_times_tiles(const MatmulArgs& args, TileGroups<C> tiles, int row, int count, float* out, int num_lanes,
+                                   PrefetchDistance distance) {
   if constexpr (R > 1) {
-    if (count < R) return rows_times_tiles<type, C, R - 1>(args, w, row, count, out, num_lanes, prefetch_bytes);
+    if (count < R) return rows_times_tiles<type, C, R - 1>(args, tiles, row, count, out, num_lanes, distance);
   }
   if constexpr (is_float(type)) {
-    float_tile<type, R>(w, args.x + row * args.x_stride, args.x_stride, args.num_inputs, out, args.out_stride, num_lanes,
+    float_tile<type, R>(tiles.first, args.x + row * args.x_stride, args.x_stride, args.num_inputs, out, args.out_stride, num_lanes,
                         args.accumulate);
   } else {
     const auto* panel = reinterpret_cast<const ActivationBlock*>(args.panels) + row / kPanelRows * (args.num_inputs / kBlockInputs);
     const PanelRows x(panel, row % kPanelRows);
     const int num_groups = args.num_inputs / (kBlockInputs * integer_layout<type>().group_blocks());
     const uint8_t* ahead = C > 1 && args.ahead != nullptr ? args.ahead->take(args.num_inputs / kBlockInputs * kAheadBytes) : nullptr;
-    integer_tiles<type, C, R>(w, tile_bytes<type>(args.num_inputs), x, num_groups, out, args.out_stride, num_lanes,
-                              args.accumulate, prefetch_bytes, ahead);
+    integer_tiles<type, C, R>(tiles, x, num_groups, out, args.out_stride, num_lanes, args.accumulate, distance, ahead);
   }
 }
 
 // Two tiles at a time: weights come from memory once, however many passes the rows make over them, so the first passes share the
 // fetching of the next tiles evenly. Left to one pass, it would wait for memory, and memory for the others.
+template <int C>
+REALM_INLINE ptrdiff_t paired_distance(size_t tile_bytes, int lines_per_block, int pass) {
+  const int lines = lines_ahead<C>(lines_per_block), passes = (lines_per_block + lines - 1) / lines;
+  return static_cast<ptrdiff_t>(C * tile_bytes) + pass % passes * lines * 64;
+}
 template <QuantType type, int C>
-REALM_INLINE ptrdiff_t prefetch_distance(const MatmulArgs& args, int pass) {
-  if constexpr (is_float(type) || C == 1) {
-    return args.prefetch_bytes;
-  } else {
-    constexpr int passes = (lines_per_block<type>() + lines_ahead<type, C>() - 1) / lines_ahead<type, C>();
-    return static_cast<ptrdiff_t>(C * tile_bytes<type>(args.num_inputs)) + pass % passes * lines_ahead<type, C>() * 64;
+REALM_INLINE PrefetchDistance prefetch_distance(const MatmulArgs& args, int pass) {
+  PrefetchDistance distance{args.prefetch_bytes, 0};
+  constexpr int low_block = low_block_bytes<type>();
+  if constexpr (C > 1) {
+    distance.bytes = paired_distance<C>(tile_bytes<type>(args.num_inputs), lines_per_block<type>(), pass);
+    if constexpr (low_block > 0) distance.low_bytes = paired_distance<C>(low_tile_bytes<type>(args.num_inputs), low_block / 64, pass);
+  } else if constexpr (low_block > 0) {
+    distance.low_bytes = args.prefetch_bytes / integer_layout<type>().group_bytes() * low_block;
   }
+  return distance;
 }
 
 // Rows [row_begin, row_end) times C tiles, R rows at a time.
 template <QuantType type, int C, int R>
 REALM_INLINE void all_rows_times_tiles(const MatmulArgs& args, int tile, int row_begin, int row_end) {
   const int output = tile * kTileRows, num_lanes = C > 1 ? kTileRows : smaller(kTileRows, args.num_outputs - output);
-  const uint8_t* w = args.weights + tile * tile_bytes<type>(args.num_inputs);
+  const size_t stride = tile_bytes<type>(args.num_inputs), low_stride = low_tile_bytes<type>(args.num_inputs);
+  const uint8_t* low = args.weights + low_plane_offset<type>(args.num_outputs, args.num_inputs);
+  const TileGroups<C> tiles{args.weights + tile * stride, stride, low + tile * low_stride, low_stride};
   for (int row = row_begin, pass = 0, count; row < row_end; row += count, pass++) {
     count = smaller(R - row % R, row_end - row);  // never beyond the panel
-    rows_times_tiles<type, C, R>(args, w, row, count, args.out + row * args.out_stride + output, num_lanes,
+    rows_times_tiles<type, C, R>(args, tiles, row, count, args.out + row * args.out_stride + output, num_lanes,
                                  prefetch_distance<type, C>(args, pass));
   }
 }
@@ -93,7 +103,9 @@ constexpr MatmulTable make_table() {
   REALM_SET(Q4_K)
   REALM_SET(Q5_K)
   REALM_SET(Q6_K)
+  REALM_SET(Q8_0_PLANES)
 #undef REALM_SET
+  table.screen = screen<>;
   table.quantize_row = quantize_row;
   return table;
 }

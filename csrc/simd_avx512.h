@@ -113,6 +113,18 @@ REALM_INLINE int32_t reduce_add(i32x16 a) { return _mm512_reduce_add_epi32(a.v);
 
 REALM_INLINE u8x64 load_u8x64(const void* p) { return {_mm512_loadu_si512(p)}; }
 REALM_INLINE u8x64 operator|(u8x64 a, u8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
+template <int n>
+REALM_INLINE u8x64 shl16(u8x64 a) {
+  return {_mm512_slli_epi16(a.v, n)};
+}
+template <int n>
+REALM_INLINE u8x64 shr16(u8x64 a) {
+  return {_mm512_srli_epi16(a.v, n)};
+}
+template <int mask>
+REALM_INLINE u8x64 select_bits(u8x64 a, u8x64 b) {
+  return {_mm512_ternarylogic_epi32(_mm512_set1_epi8(static_cast<char>(mask)), a.v, b.v, 0xca)};
+}
 template <int shift, int mask>
 REALM_INLINE u8x64 bits_at_left(u8x64 a) {
   return {_mm512_and_si512(_mm512_slli_epi16(a.v, shift), _mm512_set1_epi8(mask))};

@@ -15,7 +15,7 @@ from realm.core.errors import ModelFileError
 from realm.core.quant import QuantType
 from realm.core.types import Batch, Float32Array, Int32Array
 from realm.kernels.drafting import SURENESS_BOUNDS, DraftPlan, DraftRound
-from realm.kernels.ops import Linear, LoRALayer, Rope
+from realm.kernels.ops import Linear, LoRALayer, QuantTensor, Rope
 from realm.kernels.recording import (
     Add,
     Attend,
@@ -168,6 +168,7 @@ class NativeExecutor:
             batch.block_tables,
             batch.logit_rows,
             batch.adapter_slots,
+            batch.likeliest_only,
         )
         return self._logits[: len(batch.logit_rows)]
 
@@ -266,15 +267,24 @@ class _Builder:
                 raise ModelFileError(
                     f"tensor {tensor.name}: rows of {tensor.num_cols} {tensor.quant_type.name} values are not supported"
                 )
-        sizes = (_cpu.packed_bytes(t.quant_type, t.num_rows, t.num_cols) for t in tensors)
+        types = [self._packed_type(tensor, tensors) for tensor in tensors]
+        sizes = (_cpu.packed_bytes(kind, t.num_rows, t.num_cols) for t, kind in zip(tensors, types, strict=True))
         self._program.reserve_weights(sum(-(-size // 64) * 64 for size in sizes))
-        for done, tensor in enumerate(tensors, start=1):
+        for done, (tensor, kind) in enumerate(zip(tensors, types, strict=True), start=1):
             self.matrices[tensor.name] = self._program.add_matrix(
-                tensor.quant_type, tensor.data.reshape(-1), tensor.num_rows, tensor.num_cols
+                kind, tensor.data.reshape(-1), tensor.num_rows, tensor.num_cols
             )
             _drop_pages(tensor.data)
             if self._progress is not None:
                 self._progress(done, len(tensors))
+
+    def _packed_type(self, tensor: QuantTensor, tensors: list[QuantTensor]) -> int:
+        """The layout of a tensor. A Q8_0 head that is most of the model is packed so as to be read in part (csrc/screen.h)."""
+        is_head = any(isinstance(node, Head) and node.weight.parts == (tensor,) for node in self._nodes)
+        is_most = 2 * tensor.data.nbytes > sum(t.data.nbytes for t in tensors)
+        if is_head and is_most and tensor.quant_type is QuantType.Q8_0:
+            return _cpu.Q8_0_PLANES
+        return tensor.quant_type
 
     def _add_op(self, index: int, node: Node) -> None:
         program = self._program
