@@ -13,13 +13,9 @@
 
 namespace realm::REALM_ISA_NAMESPACE {
 
-// Unsigned quants of the group `g` (0..7) of four inputs. `low_block`: of Q8_0_PLANES.
+// Unsigned quants of the group `g` (0..7) of four inputs.
 template <QuantType type, int g>
-REALM_INLINE u8x64 unpack_group(const uint8_t* block, [[maybe_unused]] const uint8_t* low_block) {
-  if constexpr (type == QuantType::Q8_0_PLANES) {
-    const u8x64 upper = load_u8x64(block + 64 * (g / 2)), lower = load_u8x64(low_block + 64 * (g / 2));
-    return g % 2 == 0 ? select_bits<0xf0>(shl16<4>(upper), lower) : select_bits<0xf0>(upper, shr16<4>(lower));
-  }
+REALM_INLINE u8x64 unpack_group(const uint8_t* block) {
   constexpr IntegerLayout layout = integer_layout<type>();
   constexpr int low = layout.low_bits;
   const uint8_t* high_plane = block + 64 * low;
@@ -118,17 +114,40 @@ REALM_INLINE void done_by_now(T (&values)[C][R]) {
   }
 }
 
+// Of the groups 2j and 2j + 1, from both planes of Q8_0_PLANES.
+template <int j>
+REALM_INLINE void join_groups(const uint8_t* block, const uint8_t* low_block, u8x64& even, u8x64& odd) {
+  u8x64 upper = load_u8x64(block + 64 * j), lower = load_u8x64(low_block + 64 * j);
+  settle(upper), settle(lower);  // loaded once for both
+  even = rotate_left<4>(select_bits<0xf0>(lower, upper));
+  odd = select_bits<0xf0>(upper, lower);
+}
+
 template <QuantType type, int g, int C, int R>
-REALM_INLINE void dot_group(i32x16 (&sum)[C][R], TileGroups<C> blocks, PanelRows x) {
-  u8x64 w[C];
-  REALM_UNROLL
-  for (int c = 0; c < C; c++) w[c] = unpack_group<type, g>(blocks[c], blocks.low(c));
+REALM_INLINE void dot_group(i32x16 (&sum)[C][R], const u8x64 (&w)[C], PanelRows x) {
   REALM_UNROLL
   for (int r = 0; r < R; r++) {
     const u8x64 inputs = broadcast4(x.group(g, r));
     REALM_UNROLL
     for (int c = 0; c < C; c++) sum[c][r] = dot<type>(sum[c][r], w[c], inputs);
   }
+}
+
+// Of the groups 2j and 2j + 1.
+template <QuantType type, int j, int C, int R>
+REALM_INLINE void dot_two_groups(i32x16 (&sum)[C][R], TileGroups<C> blocks, PanelRows x) {
+  u8x64 even[C], odd[C];
+  REALM_UNROLL
+  for (int c = 0; c < C; c++) {
+    if constexpr (type == QuantType::Q8_0_PLANES) {
+      join_groups<j>(blocks[c], blocks.low(c), even[c], odd[c]);
+    } else {
+      even[c] = unpack_group<type, 2 * j>(blocks[c]);
+      odd[c] = unpack_group<type, 2 * j + 1>(blocks[c]);
+    }
+  }
+  dot_group<type, 2 * j>(sum, even, x);
+  dot_group<type, 2 * j + 1>(sum, odd, x);
 }
 
 // Scales of a group of blocks, kept in registers while its blocks are worked on.
@@ -178,10 +197,8 @@ REALM_INLINE void start_sums(i32x16 (&sum)[C][R], PanelRows x) {
 template <QuantType type, int half, int C, int R>
 REALM_INLINE void half_dots(i32x16 (&sum)[C][R], TileGroups<C> blocks, PanelRows x) {
   start_sums<type, half>(sum, x);
-  dot_group<type, 4 * half>(sum, blocks, x);
-  dot_group<type, 4 * half + 1>(sum, blocks, x);
-  dot_group<type, 4 * half + 2>(sum, blocks, x);
-  dot_group<type, 4 * half + 3>(sum, blocks, x);
+  dot_two_groups<type, 2 * half>(sum, blocks, x);
+  dot_two_groups<type, 2 * half + 1>(sum, blocks, x);
 }
 
 template <QuantType type, int C, int R>

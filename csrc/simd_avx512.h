@@ -23,6 +23,7 @@ struct mask16 {
 
 REALM_INLINE void settle(f32x16& a) { asm volatile("" : "+v"(a.v)); }
 REALM_INLINE void settle(i32x16& a) { asm volatile("" : "+v"(a.v)); }
+REALM_INLINE void settle(u8x64& a) { asm volatile("" : "+v"(a.v)); }
 
 REALM_INLINE f32x16 zero() { return {_mm512_setzero_ps()}; }
 REALM_INLINE f32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
@@ -114,12 +115,8 @@ REALM_INLINE int32_t reduce_add(i32x16 a) { return _mm512_reduce_add_epi32(a.v);
 REALM_INLINE u8x64 load_u8x64(const void* p) { return {_mm512_loadu_si512(p)}; }
 REALM_INLINE u8x64 operator|(u8x64 a, u8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int n>
-REALM_INLINE u8x64 shl16(u8x64 a) {
-  return {_mm512_slli_epi16(a.v, n)};
-}
-template <int n>
-REALM_INLINE u8x64 shr16(u8x64 a) {
-  return {_mm512_srli_epi16(a.v, n)};
+REALM_INLINE u8x64 rotate_left(u8x64 a) {
+  return {_mm512_rol_epi32(a.v, n)};
 }
 template <int mask>
 REALM_INLINE u8x64 select_bits(u8x64 a, u8x64 b) {
