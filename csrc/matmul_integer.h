@@ -9,6 +9,7 @@
 
 #include "layout.h"
 #include "matmul_output.h"
+#include "matmul_planes.h"
 #include "simd.h"
 
 namespace realm::REALM_ISA_NAMESPACE {
@@ -97,11 +98,9 @@ template <int C>
 struct TileGroups {
   const uint8_t* first;
   size_t stride;
-  const uint8_t* first_low;  // of Q8_0_PLANES
-  size_t low_stride;
+  const uint8_t* low = nullptr;  // the lower bits of the first: of Q8_0_PLANES, one tile at a time
 
   REALM_INLINE const uint8_t* operator[](int c) const { return first + c * stride; }
-  REALM_INLINE const uint8_t* low(int c) const { return first_low + c * low_stride; }
 };
 
 // Compilers would rather begin the next half of a block early and keep more values than there are registers.
@@ -112,15 +111,6 @@ REALM_INLINE void done_by_now(T (&values)[C][R]) {
     REALM_UNROLL
     for (int r = 0; r < R; r++) settle(values[c][r]);
   }
-}
-
-// Of the groups 2j and 2j + 1, from both planes of Q8_0_PLANES.
-template <int j>
-REALM_INLINE void join_groups(const uint8_t* block, const uint8_t* low_block, u8x64& even, u8x64& odd) {
-  u8x64 upper = load_u8x64(block + 64 * j), lower = load_u8x64(low_block + 64 * j);
-  settle(upper), settle(lower);  // loaded once for both
-  even = rotate_left<4>(select_bits<0xf0>(lower, upper));
-  odd = select_bits<0xf0>(upper, lower);
 }
 
 template <QuantType type, int g, int C, int R>
@@ -140,7 +130,8 @@ REALM_INLINE void dot_two_groups(i32x16 (&sum)[C][R], TileGroups<C> blocks, Pane
   REALM_UNROLL
   for (int c = 0; c < C; c++) {
     if constexpr (type == QuantType::Q8_0_PLANES) {
-      join_groups<j>(blocks[c], blocks.low(c), even[c], odd[c]);
+      static_assert(C == 1);
+      join_groups<j>(blocks.first, blocks.low, even[c], odd[c]);
     } else {
       even[c] = unpack_group<type, 2 * j>(blocks[c]);
       odd[c] = unpack_group<type, 2 * j + 1>(blocks[c]);
@@ -269,13 +260,13 @@ template <QuantType type>
 constexpr int lines_per_block() {
   return (integer_layout<type>().group_bytes() / integer_layout<type>().group_blocks() + 63) / 64;
 }
-template <int C>
-constexpr int lines_ahead(int lines_per_block) {
-  return C == 1 ? lines_per_block : (lines_per_block + kFewestPairedPasses - 1) / kFewestPairedPasses;
+template <QuantType type, int C>
+constexpr int lines_ahead() {
+  return C == 1 ? lines_per_block<type>() : (lines_per_block<type>() + kFewestPairedPasses - 1) / kFewestPairedPasses;
 }
-// How far ahead of use weights are fetched, and their lower bits where those lie apart.
+// How far ahead of use weights are fetched: of each tile, or of both planes of one.
 struct PrefetchDistance {
-  ptrdiff_t bytes, low_bytes;
+  ptrdiff_t of[2];
 };
 
 // What a pass over C > 1 tiles fetches for a later op meanwhile, for each block. Of 128, 192 and 320 the last was the quickest.
@@ -303,9 +294,8 @@ __attribute__((noinline)) void integer_tiles(TileGroups<C> tiles, PanelRows x, i
     for (int b = 0; b < layout.group_blocks(); b++, x.next(), blocks.first += layout.block_bytes()) {
       REALM_UNROLL
       for (int c = 0; c < C; c++) {
-        for (int line = 0; line < lines_ahead<C>(lines_per_block<type>()); line++) prefetch(blocks[c] + distance.bytes + 64 * line);
-        for (int line = 0; line < lines_ahead<C>(low_block_bytes<type>() / 64); line++)
-          prefetch(blocks.low(c) + distance.low_bytes + 64 * line);
+        for (int line = 0; line < lines_ahead<type, C>(); line++) prefetch(blocks[c] + distance.of[c] + 64 * line);
+        for (int line = 0; line < low_block_bytes<type>() / 64; line++) prefetch(blocks.low + distance.of[1] + 64 * line);
       }
       if constexpr (C > 1) {
         for (int i = 0; i < kAheadBytes; i += 64) prefetch_l2(ahead + i);
@@ -313,11 +303,11 @@ __attribute__((noinline)) void integer_tiles(TileGroups<C> tiles, PanelRows x, i
       }
       times_block<type>(acc, blocks, scales, b, x);
       if (x.template any_has_residual<R>()) {
-        blocks.first = anew(blocks.first), blocks.first_low = anew(blocks.first_low);
+        blocks.first = anew(blocks.first), blocks.low = anew(blocks.low);
         times_block<type>(acc, blocks, scales, b, x.residual());
       }
     }
-    tiles.first_low += low_block_bytes<type>();
+    tiles.low += low_block_bytes<type>();
   }
   REALM_UNROLL
   for (int c = 0; c < C; c++) {

@@ -13,7 +13,7 @@ constexpr int kUpperPrefetchBytes = 5120;
 
 template <int R>
 REALM_INLINE void add_upper_block(f32x16 (&acc)[R], const uint8_t* w, f32x16 d, PanelRows x) {
-  const TileGroups<1> block{w, 0, nullptr, 0};
+  const TileGroups<1> block{w, 0};
   i32x16 first[1][R], last[1][R];
   half_dots<kUpperPlane, 0>(first, block, x);
   half_dots<kUpperPlane, 1>(last, block, x);

@@ -113,6 +113,7 @@ REALM_INLINE float reduce_max(f32x16 a) {
 REALM_INLINE int32_t reduce_add(i32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 
 REALM_INLINE u8x64 load_u8x64(const void* p) { return {_mm512_loadu_si512(p)}; }
+REALM_INLINE void store_u8x64(void* p, u8x64 a) { _mm512_storeu_si512(p, a.v); }
 REALM_INLINE u8x64 operator|(u8x64 a, u8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int n>
 REALM_INLINE u8x64 rotate_left(u8x64 a) {

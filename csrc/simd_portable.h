@@ -174,6 +174,7 @@ REALM_INLINE int32_t reduce_add(i32x16 a) {
 }
 
 REALM_INLINE u8x64 load_u8x64(const void* p) { return load_as<u8x64>(p); }
+REALM_INLINE void store_u8x64(void* p, u8x64 a) { memcpy(p, &a, sizeof a); }
 REALM_INLINE u8x64 operator|(u8x64 a, u8x64 b) { REALM_QUARTERS(u8x64, a.q[i] | b.q[i]); }
 // Shifts of 16 bits, as there may be none of bytes; the mask takes off what comes from the neighbour.
 template <int n>
