@@ -272,14 +272,17 @@ struct PrefetchDistance {
 // What a pass over C > 1 tiles fetches for a later op meanwhile, for each block. Of 128, 192 and 320 the last was the quickest.
 constexpr int kAheadBytes = 320;
 
-// C weight tiles times R rows.
+// C weight tiles times R rows. (Arguments are single words: a pair of them on the stack would be read in one go, which waits until what was
+// written before has reached the cache.)
 template <QuantType type, int C, int R>
-__attribute__((noinline)) void integer_tiles(TileGroups<C> tiles, PanelRows x, int num_groups, float* out,
-                                             size_t out_stride, int num_lanes, bool accumulate, PrefetchDistance distance,
-                                             const uint8_t* ahead) {
+__attribute__((noinline)) void integer_tiles(const uint8_t* w, size_t tile_stride, const uint8_t* low, PanelRows x, int num_groups,
+                                             float* out, size_t out_stride, int num_lanes, bool accumulate,
+                                             ptrdiff_t first_distance, ptrdiff_t last_distance, const uint8_t* ahead) {
   constexpr IntegerLayout layout = integer_layout<type>();
   const ptrdiff_t ahead_step = ahead != nullptr ? kAheadBytes : 0;
-  if (ahead == nullptr) ahead = tiles.first;
+  if (ahead == nullptr) ahead = w;
+  TileGroups<C> tiles{w, tile_stride, low};
+  const PrefetchDistance distance{first_distance, last_distance};
   f32x16 acc[C][R];
   REALM_UNROLL
   for (int c = 0; c < C; c++) {

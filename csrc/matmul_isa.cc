@@ -34,7 +34,8 @@ REALM_INLINE void rows_times_tiles(const MatmulArgs& args, TileGroups<C> tiles, 
     const PanelRows x(panel, row % kPanelRows);
     const int num_groups = args.num_inputs / (kBlockInputs * integer_layout<type>().group_blocks());
     const uint8_t* ahead = C > 1 && args.ahead != nullptr ? args.ahead->take(args.num_inputs / kBlockInputs * kAheadBytes) : nullptr;
-    integer_tiles<type, C, R>(tiles, x, num_groups, out, args.out_stride, num_lanes, args.accumulate, distance, ahead);
+    integer_tiles<type, C, R>(tiles.first, tiles.stride, tiles.low, x, num_groups, out, args.out_stride, num_lanes, args.accumulate,
+                              distance.of[0], distance.of[1], ahead);
   }
 }
 
