@@ -287,7 +287,10 @@ __attribute__((noinline)) void integer_tiles(const uint8_t* w, size_t tile_strid
   REALM_UNROLL
   for (int c = 0; c < C; c++) {
     REALM_UNROLL
-    for (int r = 0; r < R; r++) acc[c][r] = zero();
+    for (int r = 0; r < R; r++) {
+      acc[c][r] = zero();
+      prefetch_to_write(out + r * out_stride + c * kTileRows);
+    }
   }
   for (int group = 0; group < num_groups; group++, tiles.first += layout.group_bytes()) {
     GroupScales<type> scales[C];

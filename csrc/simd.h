@@ -23,7 +23,7 @@
 //             broadcast4 broadcast16: x from 4 (16) signed bytes; a pointer in place of x means broadcast4
 // Quads:      sum_of_four_lanes: to all four; load_f16_to_four_lanes: four f16, each to four lanes
 // Partial:    store_first(p, a, n): lanes 0..n-1 only
-// Other:      prefetch prefetch_l2; settle(a): where registers are scarce, a is computed before whatever settles after it;
+// Other:      prefetch prefetch_to_write prefetch_l2; settle(a): where registers are scarce, a is computed before whatever settles after it;
 //             kKernelRows: activation rows that a matrix kernel can keep in registers at once;
 //             kPairedRows: the same of a kernel for two weight tiles, 0 where registers are too few
 #pragma once
@@ -57,6 +57,7 @@
 namespace realm::REALM_ISA_NAMESPACE {
 
 REALM_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+REALM_INLINE void prefetch_to_write(void* p) { __builtin_prefetch(p, 1, 3); }
 REALM_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // The same pointer, of which the compiler doesn't know that: what was loaded through it before is loaded again instead of kept.
