@@ -33,7 +33,8 @@ struct ScreenedHead {
   // All rows of one tile, fetching another meanwhile.
   void multiply(int num_rows, int tile, int next) const {
     MatmulArgs args{matrix->packed, matrix->num_rows, matrix->num_inputs, num_rows, x.panels, x.rows, x.row_stride, out.rows, out.row_stride, false};
-    args.prefetch_bytes = (next - tile) * static_cast<std::ptrdiff_t>(tile_bytes<QuantType::Q8_0_PLANES>(matrix->num_inputs));
+    const std::size_t size = tile_bytes<QuantType::Q8_0_PLANES>(matrix->num_inputs) + low_tile_bytes<QuantType::Q8_0_PLANES>(matrix->num_inputs);
+    args.prefetch_bytes = (next - tile) * static_cast<std::ptrdiff_t>(size);
     k.matmul->matmul[matrix->type_id](args, tile, tile + 1);
   }
 };

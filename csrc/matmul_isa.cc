@@ -83,7 +83,11 @@ REALM_INLINE void all_rows_times_tiles(const MatmulArgs& args, int tile, int row
   } else {
     ptrdiff_t first = args.prefetch_bytes, last = 0;
     if constexpr (C > 1) first = last = C * size;
-    if constexpr (type == QuantType::Q8_0_PLANES) last = first / integer_layout<type>().group_bytes() * low_block_bytes<type>();
+    if constexpr (type == QuantType::Q8_0_PLANES) {
+      constexpr int upper_bytes = integer_layout<type>().group_bytes(), low_bytes = low_block_bytes<type>();
+      const ptrdiff_t num_blocks = args.prefetch_bytes / (upper_bytes + low_bytes);
+      first = num_blocks * upper_bytes, last = num_blocks * low_bytes;
+    }
     passes_over_tiles<type, C, R>(args, {w, size, low}, first, last, tile * kTileRows, row_begin, row_end);
   }
 }
