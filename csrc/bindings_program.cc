@@ -195,6 +195,7 @@ void bind_program(nb::module_& m) {
            })
       .def_prop_ro("isa", [](const Program& p) { return std::string(isa_name(p.config().isa)); })
       .def_prop_ro("weights_bytes", &Program::weights_bytes)
+      .def_prop_ro("skipped_bytes", &Program::skipped_bytes)
       .def_prop_ro("kv_bytes", &Program::kv_bytes);
 }
 

@@ -28,13 +28,19 @@ struct ScreenedHead {
   bool screens(const Step& step) const {
     return step.input().likeliest_only && step.num_judged() <= kMaxScreenedRows && step.lora_runs(site).empty();
   }
+  static constexpr QuantType type = QuantType::Q8_0_PLANES;
+  std::size_t upper_bytes() const { return tile_bytes<type>(matrix->num_inputs); }
+  std::size_t lower_bytes() const { return low_tile_bytes<type>(matrix->num_inputs); }
+  // What is not read if, after all upper planes, both planes of so many tiles are.
+  std::int64_t skipped_bytes(std::size_t computed) const {
+    return static_cast<std::int64_t>(num_tiles() * lower_bytes()) - static_cast<std::int64_t>(computed * (upper_bytes() + lower_bytes()));
+  }
   float* logits(int tile, int row) const { return out.rows + row * out.row_stride + tile * kTileRows; }
   int tile_width(int tile) const { return std::min(kTileRows, matrix->num_rows - tile * kTileRows); }
   // All rows of one tile, fetching another meanwhile.
   void multiply(int num_rows, int tile, int next) const {
     MatmulArgs args{matrix->packed, matrix->num_rows, matrix->num_inputs, num_rows, x.panels, x.rows, x.row_stride, out.rows, out.row_stride, false};
-    const std::size_t size = tile_bytes<QuantType::Q8_0_PLANES>(matrix->num_inputs) + low_tile_bytes<QuantType::Q8_0_PLANES>(matrix->num_inputs);
-    args.prefetch_bytes = (next - tile) * static_cast<std::ptrdiff_t>(size);
+    args.prefetch_bytes = (next - tile) * static_cast<std::ptrdiff_t>(upper_bytes() + lower_bytes());
     k.matmul->matmul[matrix->type_id](args, tile, tile + 1);
   }
 };
@@ -49,6 +55,7 @@ struct Findings {
   };
   std::vector<OfThread> of_thread;
   std::vector<float> likely, most;  // [row][tile]
+  std::int64_t* skipped_bytes;      // of the matrix, by all steps so far; the first thread counts
 };
 
 class Screen final : public Op {
@@ -96,6 +103,7 @@ class Head final : public Op {
     const bool paid = static_cast<int>(found.tiles.size()) <= head_.num_tiles() / kWorthwhilePart;
     found.pause = paid ? 0 : found.next_pause;
     found.next_pause = paid ? 0 : std::min(2 * found.next_pause + 1, kMaxPauseSteps);
+    if (lane.thread == 0) *findings_->skipped_bytes += head_.skipped_bytes(found.tiles.size());
     compute_tiles(num_rows(step), found.tiles, lane);
     clear_others(num_rows(step), found.tiles, lane);
   }
@@ -138,7 +146,8 @@ class Head final : public Op {
 
 }  // namespace
 
-std::vector<OpPtr> make_head(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, LoraInlet lora, int num_threads) {
+std::vector<OpPtr> make_head(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, LoraInlet lora, int num_threads,
+                             std::int64_t* skipped_bytes) {
   const MatmulPart first = parts.front();
   const bool in_planes = parts.size() == 1 && first.bias == nullptr && first.matrix->type_id == static_cast<int>(QuantType::Q8_0_PLANES);
   std::vector<OpPtr> ops;
@@ -146,6 +155,7 @@ std::vector<OpPtr> make_head(const Kernels& k, Value x, std::vector<MatmulPart> 
   if (!in_planes) return ops;
   const ScreenedHead head{k, x, first.matrix, out, lora.site};
   const auto findings = std::make_shared<Findings>();
+  findings->skipped_bytes = skipped_bytes;
   findings->of_thread.resize(num_threads);
   for (auto& found : findings->of_thread) {
     found.bounds.resize(kMaxScreenedRows * head.matrix->num_inputs / kBlockInputs);

@@ -306,7 +306,7 @@ int Program::logits(int x, const std::vector<int>& matrices, const std::vector<i
   logits_ = make_value(width, config_.limits.max_logit_rows, true, false);
   kv_pool_.memory = HugeBuffer(kv_pool_.block_bytes * config_.limits.num_blocks);
   const LoraInlet lora = add_site(value(x), p);
-  for (OpPtr& op : make_head(kernels_, value(x), std::move(p), logits_, lora, config_.num_threads)) add_op(std::move(op));
+  for (OpPtr& op : make_head(kernels_, value(x), std::move(p), logits_, lora, config_.num_threads, &skipped_bytes_)) add_op(std::move(op));
   return lora.site;
 }
 

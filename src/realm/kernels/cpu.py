@@ -214,6 +214,11 @@ class NativeExecutor:
     def _changes(self, layers: Mapping[str, LoRALayer]) -> list[_cpu.LoRAChange]:
         return [(*self._lora_sites[module], layer.a, layer.b, layer.scale) for module, layer in layers.items()]
 
+    @property
+    def skipped_bytes(self) -> int:
+        """Of the weights, what all steps so far together had no need to read."""
+        return self._program.skipped_bytes
+
     def start_profile(self) -> None:
         """Time each op from now on."""
         self._program.set_profiling(True)
