@@ -147,7 +147,9 @@ def measure(plan: Plan, *, ops: bool = False) -> Results:
 
         def skipped() -> int:
             executor = executors[0]
-            return model.loop.call(lambda: executor.skipped_bytes).result() if isinstance(executor, NativeExecutor) else 0
+            return (
+                model.loop.call(lambda: executor.skipped_bytes).result() if isinstance(executor, NativeExecutor) else 0
+            )
 
         measure_prefill(model, [random_prompt(vocab_size, 32, "warm-up")])
         decodes: list[DecodeResult] = []

@@ -142,7 +142,7 @@ class NativeExecutor:
         )
         ops = RecordingOps()
         decoder(ops)
-        builder = _Builder(self._program, fuse(ops.nodes), progress)
+        builder = _Builder(self._program, fuse(ops.nodes), progress, is_draft=beside is not None)
         if beside is not None:
             for name in shared:
                 builder.matrices[name] = self._program.share_matrix(beside._program, beside._matrices[name])
@@ -241,10 +241,11 @@ class _Form:
 class _Builder:
     """Turns recorded nodes into native ops: packs weights, gives values memory, adds what quantising is missing."""
 
-    def __init__(self, program: _cpu.Program, nodes: list[Node], progress: Progress | None) -> None:
+    def __init__(self, program: _cpu.Program, nodes: list[Node], progress: Progress | None, is_draft: bool) -> None:
         self._program = program
         self._nodes = nodes
         self._progress = progress
+        self._is_draft = is_draft
         self.matrices: dict[str, int] = {}
         self.lora_sites: dict[str, tuple[int, int]] = {}  # module -> native site, part of it
         self._ropes: dict[Rope, int] = {}
@@ -272,7 +273,9 @@ class _Builder:
                 raise ModelFileError(
                     f"tensor {tensor.name}: rows of {tensor.num_cols} {tensor.quant_type.name} values are not supported"
                 )
-        types = [self._packed_type(tensor, tensors) for tensor in tensors]
+        types: list[int] = [tensor.quant_type for tensor in tensors]
+        if (index := self._screened_head(tensors)) is not None:
+            types[index] = _cpu.Q8_0_PLANES
         sizes = (_cpu.packed_bytes(kind, t.num_rows, t.num_cols) for t, kind in zip(tensors, types, strict=True))
         self._program.reserve_weights(sum(-(-size // 64) * 64 for size in sizes))
         for done, (tensor, kind) in enumerate(zip(tensors, types, strict=True), start=1):
@@ -283,13 +286,19 @@ class _Builder:
             if self._progress is not None:
                 self._progress(done, len(tensors))
 
-    def _packed_type(self, tensor: QuantTensor, tensors: list[QuantTensor]) -> int:
-        """The layout of a tensor. A Q8_0 head that is most of the model is packed so as to be read in part (csrc/screen.h)."""
-        is_head = any(isinstance(node, Head) and node.weight.parts == (tensor,) for node in self._nodes)
-        is_most = 2 * tensor.data.nbytes > sum(t.data.nbytes for t in tensors)
-        if is_head and is_most and tensor.quant_type is QuantType.Q8_0:
-            return _cpu.Q8_0_PLANES
-        return tensor.quant_type
+    def _screened_head(self, tensors: list[QuantTensor]) -> int | None:
+        """Which tensor is packed so that a greedy request reads part of it (csrc/screen.h): a Q8_0 head that is most of the model.
+
+        With smaller vocabularies more tokens come close to the likeliest, and there is less to gain. Drafts want probabilities.
+        """
+        if self._is_draft:
+            return None
+        heads = {part.name for node in self._nodes if isinstance(node, Head) for part in node.weight.parts}
+        total = sum(tensor.data.nbytes for tensor in tensors)
+        for index, tensor in enumerate(tensors):
+            if heads == {tensor.name} and tensor.quant_type is QuantType.Q8_0 and 2 * tensor.data.nbytes > total:
+                return index
+        return None
 
     def _add_op(self, index: int, node: Node) -> None:
         program = self._program
