@@ -287,9 +287,10 @@ class _Builder:
                 self._progress(done, len(tensors))
 
     def _screened_head(self, tensors: list[QuantTensor]) -> int | None:
-        """Which tensor is packed so that a greedy request reads part of it (csrc/screen.h): a Q8_0 head that is most of the model.
+        """Which tensor is packed so that a greedy request reads part of it: a Q8_0 head that is most of the model.
 
-        With smaller vocabularies more tokens come close to the likeliest, and there is less to gain. Drafts want probabilities.
+        See csrc/screen.h. Others have less to gain, and more of their tokens come close to the likeliest one. Drafts
+        want probabilities.
         """
         if self._is_draft:
             return None
