@@ -11,8 +11,8 @@ template <int j>
 REALM_INLINE void join_groups(const uint8_t* block, const uint8_t* low_block, u8x64& even, u8x64& odd) {
   u8x64 upper = load_u8x64(block + 64 * j), lower = load_u8x64(low_block + 64 * j);
   settle(upper), settle(lower);  // loaded once for both
-  even = rotate_left<4>(select_bits<0xf0>(lower, upper));
-  odd = select_bits<0xf0>(upper, lower);
+  even = select_bits<0xf0>(shl16<4>(upper), lower);
+  odd = select_bits<0xf0>(upper, shr16<4>(lower));
 }
 template <int j>
 REALM_INLINE void store_joined_groups(const uint8_t* block, const uint8_t* low_block, uint8_t* to) {

@@ -101,19 +101,12 @@ void write_both_planes(const Quants& q, uint8_t* block, uint8_t* low_block) {
   Quants upper;
   for (int g = 0; g < 8; g++) upper.group[g] = q.group[g] >> 4;
   write_planes<QuantType::Q8_0_PLANES>(upper, block);
-  for (int j = 0; j < 4; j++) {
-    const uint32_t even = q.group[2 * j] & every_byte(15), odd = q.group[2 * j + 1] & every_byte(15);
-    put_word(low_block + 64 * j, odd | (even >> 8 | even << 24) << 4);
-  }
+  write_planes<QuantType::Q8_0_PLANES>(q, low_block);
 }
 Quants read_both_planes(const uint8_t* block, const uint8_t* low_block) {
   const Quants upper = read_planes<QuantType::Q8_0_PLANES>(block);
-  Quants q;
-  for (int j = 0; j < 4; j++) {
-    const uint32_t low = word_at(low_block + 64 * j), even = low >> 4 & every_byte(15);
-    q.group[2 * j] = upper.group[2 * j] << 4 | even << 8 | even >> 24;
-    q.group[2 * j + 1] = upper.group[2 * j + 1] << 4 | (low & every_byte(15));
-  }
+  Quants q = read_planes<QuantType::Q8_0_PLANES>(low_block);
+  for (int g = 0; g < 8; g++) q.group[g] |= upper.group[g] << 4;
   return q;
 }
 

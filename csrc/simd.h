@@ -16,7 +16,7 @@
 // Integer:    izero iset1 iload istore + - * & shl<n> shr<n> (arithmetic) lane_index as_f32 as_i32
 // Reduce:     reduce_add reduce_max (halves are folded: 16 -> 8 -> 4 -> 2 -> 1)
 // Bytes:      load_u8x64 store_u8x64 lo_nibbles hi_nibbles bits_at_left<shift,mask> bits_at_right<shift,mask> operator|
-//             rotate_left<n> (32 bits at a time); select_bits<mask>(a, b): bits of a where the mask has them, else of b
+//             shl16<n> shr16<n> (16 bits at a time); select_bits<mask>(a, b): bits of a where the mask has them, else of b
 // Dot:        dot4(acc, w, x): acc[lane] += sum over i < 4 of (unsigned) w[lane*4+i] * (signed) x[lane*4+i], exact, for
 //             |x| <= 127; dot4_small: the same for w <= 127; dot4_biased: for signed weights stored xor 0x80; its acc must
 //             start at -128 * (sum of x) if kBiasedDotStart, else at 0

@@ -174,9 +174,12 @@ REALM_INLINE void store_u8x64(void* p, u8x64 a) {
 }
 REALM_INLINE u8x64 operator|(u8x64 a, u8x64 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
 template <int n>
-REALM_INLINE u8x64 rotate_left(u8x64 a) {
-  return {_mm256_or_si256(_mm256_slli_epi32(a.lo, n), _mm256_srli_epi32(a.lo, 32 - n)),
-          _mm256_or_si256(_mm256_slli_epi32(a.hi, n), _mm256_srli_epi32(a.hi, 32 - n))};
+REALM_INLINE u8x64 shl16(u8x64 a) {
+  return {_mm256_slli_epi16(a.lo, n), _mm256_slli_epi16(a.hi, n)};
+}
+template <int n>
+REALM_INLINE u8x64 shr16(u8x64 a) {
+  return {_mm256_srli_epi16(a.lo, n), _mm256_srli_epi16(a.hi, n)};
 }
 template <int mask>
 REALM_INLINE u8x64 select_bits(u8x64 a, u8x64 b) {

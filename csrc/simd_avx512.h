@@ -116,8 +116,12 @@ REALM_INLINE u8x64 load_u8x64(const void* p) { return {_mm512_loadu_si512(p)}; }
 REALM_INLINE void store_u8x64(void* p, u8x64 a) { _mm512_storeu_si512(p, a.v); }
 REALM_INLINE u8x64 operator|(u8x64 a, u8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int n>
-REALM_INLINE u8x64 rotate_left(u8x64 a) {
-  return {_mm512_rol_epi32(a.v, n)};
+REALM_INLINE u8x64 shl16(u8x64 a) {
+  return {_mm512_slli_epi16(a.v, n)};
+}
+template <int n>
+REALM_INLINE u8x64 shr16(u8x64 a) {
+  return {_mm512_srli_epi16(a.v, n)};
 }
 template <int mask>
 REALM_INLINE u8x64 select_bits(u8x64 a, u8x64 b) {

@@ -14,7 +14,6 @@ constexpr int kPairedRows = 0;
 using Float4 = float __attribute__((vector_size(16)));
 using Int4 = int32_t __attribute__((vector_size(16)));
 using Short8 = int16_t __attribute__((vector_size(16)));
-using Word4 = uint32_t __attribute__((vector_size(16)));
 using Byte16 = uint8_t __attribute__((vector_size(16)));
 
 struct f32x16 {
@@ -178,8 +177,12 @@ REALM_INLINE void store_u8x64(void* p, u8x64 a) { memcpy(p, &a, sizeof a); }
 REALM_INLINE u8x64 operator|(u8x64 a, u8x64 b) { REALM_QUARTERS(u8x64, a.q[i] | b.q[i]); }
 // Shifts of 16 bits, as there may be none of bytes; the mask takes off what comes from the neighbour.
 template <int n>
-REALM_INLINE u8x64 rotate_left(u8x64 a) {
-  REALM_QUARTERS(u8x64, reinterpret_cast<Byte16>(reinterpret_cast<Word4>(a.q[i]) << n | reinterpret_cast<Word4>(a.q[i]) >> (32 - n)));
+REALM_INLINE u8x64 shl16(u8x64 a) {
+  REALM_QUARTERS(u8x64, reinterpret_cast<Byte16>(reinterpret_cast<Short8>(a.q[i]) << n));
+}
+template <int n>
+REALM_INLINE u8x64 shr16(u8x64 a) {
+  REALM_QUARTERS(u8x64, reinterpret_cast<Byte16>(reinterpret_cast<Short8>(a.q[i]) >> n));
 }
 template <int mask>
 REALM_INLINE u8x64 select_bits(u8x64 a, u8x64 b) {
