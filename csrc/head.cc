@@ -39,7 +39,8 @@ struct ScreenedHead {
   int tile_width(int tile) const { return std::min(kTileRows, matrix->num_rows - tile * kTileRows); }
   // All rows of one tile, fetching another meanwhile.
   void multiply(int num_rows, int tile, int next) const {
-    MatmulArgs args{matrix->packed, matrix->num_rows, matrix->num_inputs, num_rows, x.panels, x.rows, x.row_stride, out.rows, out.row_stride, false};
+    MatmulArgs args{matrix->packed, matrix->num_rows, matrix->num_inputs, num_rows,       x.panels,
+                    x.rows,         x.row_stride,     out.rows,           out.row_stride, false};
     args.prefetch_bytes = (next - tile) * static_cast<std::ptrdiff_t>(upper_bytes() + lower_bytes());
     k.matmul->matmul[matrix->type_id](args, tile, tile + 1);
   }

@@ -23,8 +23,8 @@
 // Where the index before the row runs over the blocks of 32 or of 16 inputs. Nothing is lost: the 6-bit scales of K-quants
 // are only widened to bytes. Float formats hold [K][16] values.
 //
-// Q8_0_PLANES is Q8_0 (its quants are 0..255, offset 128) in two planes, so that a reader may do with one: first the tiles with the upper four
-// bits of each quant and the scales, as if it were Q4_0; behind all of them the tiles with the lower four bits.
+// Q8_0_PLANES is Q8_0 (its quants are 0..255, offset 128) in two planes, so that a reader may do with one: first the tiles with the
+// upper four bits of each quant and the scales, as if it were Q4_0; behind all of them the tiles with the lower four bits.
 //
 // ACTIVATIONS are quantised per row and half a block, 16 inputs: d = max|x| / 127, q = x / d rounded to the nearest even
 // integer (a half whose values are all below 1e-30 is zero). Rows are taken 8 at a time: a panel, blocks of 32 inputs

@@ -50,7 +50,8 @@ REALM_INLINE PrefetchDistance paired_distance(ptrdiff_t first, ptrdiff_t last, i
 
 // Rows [row_begin, row_end) times C tiles, R rows at a time. `first`, `last`: where the tiles' successors lie, from the tiles on.
 template <QuantType type, int C, int R>
-REALM_INLINE void passes_over_tiles(const MatmulArgs& args, TileGroups<C> tiles, ptrdiff_t first, ptrdiff_t last, int output, int row_begin, int row_end) {
+REALM_INLINE void passes_over_tiles(const MatmulArgs& args, TileGroups<C> tiles, ptrdiff_t first, ptrdiff_t last, int output, int row_begin,
+                                    int row_end) {
   const int num_lanes = C > 1 ? kTileRows : smaller(kTileRows, args.num_outputs - output);
   for (int row = row_begin, pass = 0, count; row < row_end; row += count, pass++) {
     count = smaller(R - row % R, row_end - row);  // never beyond the panel
@@ -62,7 +63,8 @@ REALM_INLINE void passes_over_tiles(const MatmulArgs& args, TileGroups<C> tiles,
 
 // Two tiles whose bits lie in two planes are put together once for all passes.
 template <int R>
-REALM_INLINE void all_rows_times_joined_tiles(const MatmulArgs& args, const uint8_t* w, const uint8_t* low, int output, int row_begin, int row_end) {
+REALM_INLINE void all_rows_times_joined_tiles(const MatmulArgs& args, const uint8_t* w, const uint8_t* low, int output, int row_begin,
+                                              int row_end) {
   constexpr QuantType planes = QuantType::Q8_0_PLANES, joined = QuantType::Q8_0;
   alignas(64) uint8_t tiles[2 * tile_bytes<joined>(kMaxJoinedInputs)];
   const size_t size = tile_bytes<joined>(args.num_inputs);
@@ -77,7 +79,8 @@ template <QuantType type, int C, int R>
 REALM_INLINE void all_rows_times_tiles(const MatmulArgs& args, int tile, int row_begin, int row_end) {
   const size_t size = tile_bytes<type>(args.num_inputs);
   const uint8_t* w = args.weights + tile * size;
-  const uint8_t* low = args.weights + low_plane_offset<type>(args.num_outputs, args.num_inputs) + tile * low_tile_bytes<type>(args.num_inputs);
+  const uint8_t* low = args.weights + low_plane_offset<type>(args.num_outputs, args.num_inputs);
+  low += tile * low_tile_bytes<type>(args.num_inputs);
   if constexpr (C > 1 && type == QuantType::Q8_0_PLANES) {
     all_rows_times_joined_tiles<R>(args, w, low, tile * kTileRows, row_begin, row_end);
   } else {

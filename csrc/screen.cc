@@ -75,9 +75,9 @@ void screen_bounds(const uint8_t* panels, int num_inputs, int row, float low_nor
   const auto* block = reinterpret_cast<const ActivationBlock*>(panels + row / kPanelRows * panel_bytes(num_inputs));
   const int num_blocks = num_inputs / kBlockInputs;
   row %= kPanelRows;
-  // Let M be the sum of |d_b| * 128 * magnitude_b, and n the number of blocks. Each of up to 2 n fma of a sum (with residuals) errs by 2^-24 of what
-  // there is so far, at most M; what is added, by less than 6 * 2^-24 of its share of M. The matrix kernel, the approximate output (1.06 M) and
-  // the sum of these bounds (n of at most M / 3) thus err by less than (4.5 n + 16) * 2^-24 * M.
+  // Let M be the sum of |d_b| * 128 * magnitude_b, and n the number of blocks. Each of up to 2 n fma of a sum (with residuals)
+  // errs by 2^-24 of what there is so far, at most M; what is added, by less than 6 * 2^-24 of its share of M. The matrix kernel,
+  // the approximate output (1.06 M) and the sum of these bounds (n of at most M / 3) thus err by less than (4.5 n + 16) * 2^-24 * M.
   const double rounding = (5.0 * num_blocks + 16.0) * 0x1p-24 * 128.0;
   for (int b = 0; b < num_blocks; b++, block++) {
     BlockRow values;
