@@ -41,7 +41,7 @@ NewArray<float> unpack_matrix(int type_id, Bytes packed, int num_outputs, int nu
   require(packed.size() == shape.bytes(), "packed bytes do not match the shape");
   NewArray<float> out = new_array<float>({static_cast<size_t>(num_outputs), static_cast<size_t>(num_inputs)});
   for (int row = 0; row < num_outputs; row++)
-    unpack_row(type_id, packed.data(), row, num_inputs, out.data() + static_cast<size_t>(row) * num_inputs);
+    unpack_row(type_id, packed.data(), num_outputs, row, num_inputs, out.data() + static_cast<size_t>(row) * num_inputs);
   return out;
 }
 
@@ -138,6 +138,7 @@ void bind_kernels(nb::module_& m) {
         "outlier"_a = kNoOutliers, "x W^T by the scalar reference, straight from GGUF bytes: float32 [M, N].");
   m.def("time_matmul", &time_matmul, "type_id"_a, "weights"_a, "x"_a, "num_outputs"_a, "isa"_a, "num_threads"_a,
         "repeats"_a, "Seconds of each call, over packed copies taken in turn.");
+  m.attr("Q8_0_PLANES") = static_cast<int>(QuantType::Q8_0_PLANES);
   bind_lora(m);
 }
 

@@ -48,17 +48,18 @@ int int_size(std::size_t n) {
 }
 
 StepInput step_input(const Ints& token_ids, const Ints& query_starts, const Ints& context_lens, const Ints2& block_tables,
-                     const Ints& logit_rows, const Ints& adapter_slots) {
+                     const Ints& logit_rows, const Ints& adapter_slots, bool likeliest_only) {
   const std::size_t num_requests = context_lens.shape(0);
   if (query_starts.shape(0) != num_requests + 1 || block_tables.shape(0) != num_requests || adapter_slots.shape(0) != num_requests)
     throw std::invalid_argument("query_starts, context_lens, block_tables and adapter_slots disagree about the number of requests");
   return {int_size(token_ids.shape(0)), int_size(num_requests), int_size(logit_rows.shape(0)), int_size(block_tables.shape(1)),
-          token_ids.data(), query_starts.data(), context_lens.data(), block_tables.data(), logit_rows.data(), adapter_slots.data()};
+          token_ids.data(), query_starts.data(), context_lens.data(), block_tables.data(), logit_rows.data(), adapter_slots.data(),
+          likeliest_only};
 }
 
 void step(Program& program, const Ints& token_ids, const Ints& query_starts, const Ints& context_lens,
-          const Ints2& block_tables, const Ints& logit_rows, const Ints& adapter_slots) {
-  const StepInput input = step_input(token_ids, query_starts, context_lens, block_tables, logit_rows, adapter_slots);
+          const Ints2& block_tables, const Ints& logit_rows, const Ints& adapter_slots, bool likeliest_only) {
+  const StepInput input = step_input(token_ids, query_starts, context_lens, block_tables, logit_rows, adapter_slots, likeliest_only);
   nb::gil_scoped_release release;
   program.step(input);
 }
@@ -81,7 +82,7 @@ int run_draft(Program& program, const Ints& token_ids, const Ints& query_starts,
   if (rates.shape(1) != bounds.shape(0) + 1) throw std::invalid_argument("one class more than bounds");
   if (names && names->shape(0) != static_cast<std::size_t>(program.num_outputs()))
     throw std::invalid_argument("one token id for each output");
-  const DraftPlan plan{step_input(token_ids, query_starts, context_lens, block_tables, logit_rows, adapter_slots),
+  const DraftPlan plan{step_input(token_ids, query_starts, context_lens, block_tables, logit_rows, adapter_slots, false),
                        int_size(max_steps), int_size(rates.shape(1)), limits.data(), rates.data(), means.data(), bounds.data(),
                        names ? names->data() : nullptr, worth_verifying, worth_drafting};
   const DraftResult result{tokens.data(), classes.data(), num_guesses.data(), num_drafts.data(), step_rows.data(), step_seconds.data()};
@@ -164,7 +165,7 @@ void bind_program(nb::module_& m) {
            "q_norm"_a, "k_norm"_a, "rope"_a, "out"_a)
       .def("logits", &Program::logits, "x"_a, "matrices"_a, "biases"_a)
       .def("step", &step, "token_ids"_a, "query_starts"_a, "context_lens"_a, "block_tables"_a, "logit_rows"_a,
-           "adapter_slots"_a)
+           "adapter_slots"_a, "likeliest_only"_a = false)
       .def("draft", &run_draft)
       .def("pack_adapter",
            [](const Program& p, const std::vector<Change>& given) {
@@ -194,6 +195,7 @@ void bind_program(nb::module_& m) {
            })
       .def_prop_ro("isa", [](const Program& p) { return std::string(isa_name(p.config().isa)); })
       .def_prop_ro("weights_bytes", &Program::weights_bytes)
+      .def_prop_ro("skipped_bytes", &Program::skipped_bytes)
       .def_prop_ro("kv_bytes", &Program::kv_bytes);
 }
 

@@ -23,6 +23,9 @@
 // Where the index before the row runs over the blocks of 32 or of 16 inputs. Nothing is lost: the 6-bit scales of K-quants
 // are only widened to bytes. Float formats hold [K][16] values.
 //
+// Q8_0_PLANES is Q8_0 (its quants are 0..255, offset 128) in two planes, so that a reader may do with one: first the tiles with the
+// upper four bits of each quant and the scales, as if it were Q4_0; behind all of them the tiles with the lower four bits.
+//
 // ACTIVATIONS are quantised per row and half a block, 16 inputs: d = max|x| / 127, q = x / d rounded to the nearest even
 // integer (a half whose values are all below 1e-30 is zero). Rows are taken 8 at a time: a panel, blocks of 32 inputs
 // following each other, each an ActivationBlock. Rows past the last one may hold anything.
@@ -52,8 +55,9 @@ enum class QuantType : int {
   Q5_K = 13,
   Q6_K = 14,
   BF16 = 30,
+  Q8_0_PLANES = 31,  // no file has it
 };
-constexpr int kNumTypeIds = 31;
+constexpr int kNumTypeIds = 32;
 
 constexpr int kTileRows = 16;     // output features of a weight tile
 constexpr int kBlockInputs = 32;  // inputs of a block
@@ -103,6 +107,7 @@ constexpr IntegerLayout integer_layout() {
     case QuantType::Q5_0: return {4, 1, 4, Scales::plain};
     case QuantType::Q5_1: return {4, 1, -1, Scales::affine};
     case QuantType::Q8_0: return {8, 0, 7, Scales::plain};
+    case QuantType::Q8_0_PLANES: return {4, 0, 7, Scales::plain};
     case QuantType::Q2_K: return {2, 0, -1, Scales::affine16};
     case QuantType::Q3_K: return {2, 1, 2, Scales::scaled16};
     case QuantType::Q4_K: return {4, 0, -1, Scales::affine32};
@@ -112,6 +117,7 @@ constexpr IntegerLayout integer_layout() {
   }
 }
 
+constexpr bool is_q8_0(QuantType type) { return type == QuantType::Q8_0 || type == QuantType::Q8_0_PLANES; }
 constexpr bool is_float(QuantType type) {
   return type == QuantType::F32 || type == QuantType::F16 || type == QuantType::BF16;
 }
@@ -125,6 +131,20 @@ constexpr size_t tile_bytes(int num_inputs) {
   if constexpr (is_float(type)) return static_cast<size_t>(num_inputs) * kTileRows * float_bytes<type>();
   constexpr IntegerLayout layout = integer_layout<type>();
   return static_cast<size_t>(num_inputs) / (kBlockInputs * layout.group_blocks()) * layout.group_bytes();
+}
+
+// Of the lower bits of a block, of a tile, and where those of the first tile lie: of a matrix whose tiles are in two planes.
+template <QuantType type>
+constexpr int low_block_bytes() {
+  return type == QuantType::Q8_0_PLANES ? 64 * 4 : 0;
+}
+template <QuantType type>
+constexpr size_t low_tile_bytes(int num_inputs) {
+  return static_cast<size_t>(num_inputs) / kBlockInputs * low_block_bytes<type>();
+}
+template <QuantType type>
+constexpr size_t low_plane_offset(int num_rows, int num_inputs) {
+  return static_cast<size_t>((num_rows + kTileRows - 1) / kTileRows) * tile_bytes<type>(num_inputs);
 }
 
 // Calls `f` with a std::integral_constant-like tag for the type; false if the id is not one of ours.
@@ -150,6 +170,7 @@ bool with_type(int type_id, F&& f) {
     REALM_CASE(Q4_K)
     REALM_CASE(Q5_K)
     REALM_CASE(Q6_K)
+    REALM_CASE(Q8_0_PLANES)
 #undef REALM_CASE
   }
   return false;

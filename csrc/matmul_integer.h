@@ -3,12 +3,14 @@
 // For each output, block by block in K order: the integer dots of both halves (16 inputs each) are exact, then in float
 //     weights' scales per 32:  p = fma(dot1, d_a1, dot0 * d_a0);  acc = fma(d_w, p, acc);  with a min: fma(m_w, x_sum, acc)
 //     weights' scales per 16:  for each half: acc = fma(dot, d_w * d_a, acc);  with a min: fma(m_w, d_a * sum, acc)
-// and, if the row has a residual there, the same with the residual's block. d_w and m_w are products of the format's own scales (K-quants: d * scale and -(dmin * min)). Every kernel, for any
-// number of rows, does exactly this: hence the same bits.
+// and, if the row has a residual there, the same with the residual's block. d_w and m_w are products of the format's own scales
+// (K-quants: d * scale and -(dmin * min)). Every kernel, for any number of rows, does exactly this: hence the same bits.
 #pragma once
 
 #include "layout.h"
 #include "matmul_output.h"
+#include "matmul_panels.h"
+#include "matmul_planes.h"
 #include "simd.h"
 
 namespace realm::REALM_ISA_NAMESPACE {
@@ -39,57 +41,9 @@ REALM_INLINE u8x64 unpack_group(const uint8_t* block) {
 
 template <QuantType type>
 REALM_INLINE i32x16 dot(i32x16 acc, u8x64 w, u8x64 x) {
-  if constexpr (type == QuantType::Q8_0) return dot4_biased(acc, w, x);
+  if constexpr (is_q8_0(type)) return dot4_biased(acc, w, x);
   return dot4_small(acc, w, x);
 }
-
-// The rows of a block from one of them on. A kernel for R rows uses the first R.
-// Two pointers that already point at the row, for its bytes and for its words: from (block, row) the compiler would make, and
-// keep in memory, an address for each value that a kernel loads.
-struct PanelRows {
-  const uint8_t* bytes;
-  const uint8_t* words;
-  int row;
-
-  REALM_INLINE PanelRows(const ActivationBlock* block, int row)
-      : bytes(reinterpret_cast<const uint8_t*>(block) + row * sizeof block->q[0][0]),
-        words(reinterpret_cast<const uint8_t*>(block) + row * sizeof(float)),
-        row(row) {}
-  REALM_INLINE void move(ptrdiff_t num_bytes) { bytes += num_bytes, words += num_bytes; }
-  REALM_INLINE void next() { move(sizeof(ActivationBlock)); }
-  REALM_INLINE const int8_t* group(int g, int r) const {
-    return reinterpret_cast<const int8_t*>(bytes) + offsetof(ActivationBlock, q) + g / 4 * sizeof(ActivationBlock::q[0]) +
-           r * sizeof(ActivationBlock::q[0][0]) + g % 4 * sizeof(ActivationBlock::q[0][0][0]);
-  }
-  template <class T>
-  REALM_INLINE T word(size_t offset, int r) const {
-    T value;
-    memcpy(&value, words + offset + r * sizeof(T), sizeof(T));
-    return value;
-  }
-  REALM_INLINE f32x16 d(int r, int half) const {
-    return set1(word<float>(offsetof(ActivationBlock, d) + half * sizeof(ActivationBlock::d[0]), r));
-  }
-  REALM_INLINE i32x16 neg_sum(int r, int half) const {
-    return iset1(word<int32_t>(offsetof(ActivationBlock, neg_sum) + half * sizeof(ActivationBlock::neg_sum[0]), r));
-  }
-  REALM_INLINE f32x16 x_sum(int r) const { return set1(word<float>(offsetof(ActivationBlock, x_sum), r)); }
-
-  REALM_INLINE const ActivationBlock* block() const {
-    return reinterpret_cast<const ActivationBlock*>(words - row * sizeof(float));
-  }
-  template <int R>
-  REALM_INLINE bool any_has_residual() const {
-    uint64_t rows;
-    memcpy(&rows, block()->has_residual, sizeof rows);
-    return (rows >> 8 * row & (~uint64_t{0} >> (64 - 8 * R))) != 0;
-  }
-  REALM_INLINE PanelRows residual() const {
-    PanelRows other = *this;
-    other.move(block()->residual_offset);
-    return other;
-  }
-};
 
 // A kernel works on C weight tiles and R rows at once: each weight vector in registers serves R rows, and each broadcast of
 // activations C tiles. Where a group of blocks starts in each tile:
@@ -97,6 +51,7 @@ template <int C>
 struct TileGroups {
   const uint8_t* first;
   size_t stride;
+  const uint8_t* low = nullptr;  // the lower bits of the first: of Q8_0_PLANES, one tile at a time
 
   REALM_INLINE const uint8_t* operator[](int c) const { return first + c * stride; }
 };
@@ -112,16 +67,31 @@ REALM_INLINE void done_by_now(T (&values)[C][R]) {
 }
 
 template <QuantType type, int g, int C, int R>
-REALM_INLINE void dot_group(i32x16 (&sum)[C][R], TileGroups<C> blocks, PanelRows x) {
-  u8x64 w[C];
-  REALM_UNROLL
-  for (int c = 0; c < C; c++) w[c] = unpack_group<type, g>(blocks[c]);
+REALM_INLINE void dot_group(i32x16 (&sum)[C][R], const u8x64 (&w)[C], PanelRows x) {
   REALM_UNROLL
   for (int r = 0; r < R; r++) {
     const u8x64 inputs = broadcast4(x.group(g, r));
     REALM_UNROLL
     for (int c = 0; c < C; c++) sum[c][r] = dot<type>(sum[c][r], w[c], inputs);
   }
+}
+
+// Of the groups 2j and 2j + 1.
+template <QuantType type, int j, int C, int R>
+REALM_INLINE void dot_two_groups(i32x16 (&sum)[C][R], TileGroups<C> blocks, PanelRows x) {
+  u8x64 even[C], odd[C];
+  REALM_UNROLL
+  for (int c = 0; c < C; c++) {
+    if constexpr (type == QuantType::Q8_0_PLANES) {
+      static_assert(C == 1);
+      join_groups<j>(blocks.first, blocks.low, even[c], odd[c]);
+    } else {
+      even[c] = unpack_group<type, 2 * j>(blocks[c]);
+      odd[c] = unpack_group<type, 2 * j + 1>(blocks[c]);
+    }
+  }
+  dot_group<type, 2 * j>(sum, even, x);
+  dot_group<type, 2 * j + 1>(sum, odd, x);
 }
 
 // Scales of a group of blocks, kept in registers while its blocks are worked on.
@@ -156,7 +126,7 @@ struct GroupScales {
 template <QuantType type, int half, int C, int R>
 REALM_INLINE void start_sums(i32x16 (&sum)[C][R], PanelRows x) {
   constexpr int shift = integer_layout<type>().offset_shift;
-  constexpr bool starts = shift >= 0 && (type != QuantType::Q8_0 || kBiasedDotStart);
+  constexpr bool starts = shift >= 0 && (!is_q8_0(type) || kBiasedDotStart);
   REALM_UNROLL
   for (int r = 0; r < R; r++) {
     i32x16 start = izero();
@@ -171,10 +141,8 @@ REALM_INLINE void start_sums(i32x16 (&sum)[C][R], PanelRows x) {
 template <QuantType type, int half, int C, int R>
 REALM_INLINE void half_dots(i32x16 (&sum)[C][R], TileGroups<C> blocks, PanelRows x) {
   start_sums<type, half>(sum, x);
-  dot_group<type, 4 * half>(sum, blocks, x);
-  dot_group<type, 4 * half + 1>(sum, blocks, x);
-  dot_group<type, 4 * half + 2>(sum, blocks, x);
-  dot_group<type, 4 * half + 3>(sum, blocks, x);
+  dot_two_groups<type, 2 * half>(sum, blocks, x);
+  dot_two_groups<type, 2 * half + 1>(sum, blocks, x);
 }
 
 template <QuantType type, int C, int R>
@@ -249,42 +217,56 @@ template <QuantType type, int C>
 constexpr int lines_ahead() {
   return C == 1 ? lines_per_block<type>() : (lines_per_block<type>() + kFewestPairedPasses - 1) / kFewestPairedPasses;
 }
+// How far ahead of use weights are fetched: of each tile, or of both planes of one.
+struct PrefetchDistance {
+  ptrdiff_t of[2];
+};
 
 // What a pass over C > 1 tiles fetches for a later op meanwhile, for each block. Of 128, 192 and 320 the last was the quickest.
 constexpr int kAheadBytes = 320;
 
-// C weight tiles, `tile_stride` bytes apart, times R rows.
+// C weight tiles times R rows. (Arguments are single words: a pair of them on the stack would be read in one go, which waits until what was
+// written before has reached the cache.)
 template <QuantType type, int C, int R>
-__attribute__((noinline)) void integer_tiles(const uint8_t* w, size_t tile_stride, PanelRows x, int num_groups, float* out,
-                                             size_t out_stride, int num_lanes, bool accumulate, ptrdiff_t prefetch_bytes,
-                                             const uint8_t* ahead) {
+__attribute__((noinline)) void integer_tiles(const uint8_t* w, size_t tile_stride, const uint8_t* low, PanelRows x, int num_groups,
+                                             float* out, size_t out_stride, int num_lanes, bool accumulate,
+                                             ptrdiff_t first_distance, ptrdiff_t last_distance, const uint8_t* ahead) {
   constexpr IntegerLayout layout = integer_layout<type>();
   const ptrdiff_t ahead_step = ahead != nullptr ? kAheadBytes : 0;
   if (ahead == nullptr) ahead = w;
+  TileGroups<C> tiles{w, tile_stride, low};
+  const PrefetchDistance distance{first_distance, last_distance};
   f32x16 acc[C][R];
   REALM_UNROLL
   for (int c = 0; c < C; c++) {
     REALM_UNROLL
-    for (int r = 0; r < R; r++) acc[c][r] = zero();
+    for (int r = 0; r < R; r++) {
+      acc[c][r] = zero();
+      prefetch_to_write(out + r * out_stride + c * kTileRows);
+    }
   }
-  TileGroups<C> blocks{w, tile_stride};
-  for (int group = 0; group < num_groups; group++, w += layout.group_bytes()) {
+  for (int group = 0; group < num_groups; group++, tiles.first += layout.group_bytes()) {
     GroupScales<type> scales[C];
     REALM_UNROLL
-    for (int c = 0; c < C; c++) scales[c] = GroupScales<type>(w + c * tile_stride);
-    blocks.first = w;
+    for (int c = 0; c < C; c++) scales[c] = GroupScales<type>(tiles[c]);
+    TileGroups<C> blocks = tiles;
     for (int b = 0; b < layout.group_blocks(); b++, x.next(), blocks.first += layout.block_bytes()) {
       REALM_UNROLL
       for (int c = 0; c < C; c++) {
-        for (int line = 0; line < lines_ahead<type, C>(); line++) prefetch(blocks[c] + prefetch_bytes + 64 * line);
+        for (int line = 0; line < lines_ahead<type, C>(); line++) prefetch(blocks[c] + distance.of[c] + 64 * line);
+        for (int line = 0; line < low_block_bytes<type>() / 64; line++) prefetch(blocks.low + distance.of[1] + 64 * line);
       }
       if constexpr (C > 1) {
         for (int i = 0; i < kAheadBytes; i += 64) prefetch_l2(ahead + i);
         ahead += ahead_step;
       }
       times_block<type>(acc, blocks, scales, b, x);
-      if (x.template any_has_residual<R>()) times_block<type>(acc, {anew(blocks.first), tile_stride}, scales, b, x.residual());
+      if (x.template any_has_residual<R>()) {
+        blocks.first = anew(blocks.first), blocks.low = anew(blocks.low);
+        times_block<type>(acc, blocks, scales, b, x.residual());
+      }
     }
+    tiles.low += low_block_bytes<type>();
   }
   REALM_UNROLL
   for (int c = 0; c < C; c++) {

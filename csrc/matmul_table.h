@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "layout.h"
+#include "screen.h"
 
 namespace realm {
 
@@ -54,6 +55,7 @@ using QuantizeRowFn = void (*)(const float* x, int num_inputs, uint8_t* panels, 
 
 struct MatmulTable {
   MatmulFn matmul[kNumTypeIds];  // by GGUF type id; null for unknown ids
+  ScreenFn screen;              // of Q8_0_PLANES
   QuantizeRowFn quantize_row;
 };
 

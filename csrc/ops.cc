@@ -39,7 +39,7 @@ class Embed final : public Op {
     for (int row = s.begin; row < s.end; ++row) {
       float* out = out_.rows + row * out_.row_stride;
       const int token = step.input().token_ids[row];
-      unpack_row(table_->type_id, table_->packed, token, table_->num_inputs, out);
+      unpack_row(table_->type_id, table_->packed, table_->num_rows, token, table_->num_inputs, out);
       while (run < runs.size() && runs[run].row_end <= row) ++run;
       if (run < runs.size() && runs[run].row_begin <= row) add_change(*runs[run].module, token, out);
       if (scale_ != 1.0f)
@@ -119,13 +119,12 @@ int num_units(const Matrix& w) { return (w.num_rows + kColumns - 1) / kColumns; 
 void run_units(const Kernels& k, const Value& x, const MatmulPart& part, int num_rows, int unit_begin, int unit_end,
                float* out, std::size_t out_stride, bool accumulate, const Lane& lane) {
   const Matrix& w = *part.matrix;
-  const int num_columns = std::min(w.num_rows, unit_end * kColumns) - unit_begin * kColumns;
-  const std::uint8_t* weights = w.packed + static_cast<std::size_t>(unit_begin) * (kColumns / kTileRows) * w.tile_bytes;
-  MatmulArgs args{weights, num_columns, w.num_inputs, num_rows, x.panels, x.rows, x.row_stride, out, out_stride, accumulate};
+  const int first = unit_begin * kColumns, num_columns = std::min(w.num_rows, unit_end * kColumns) - first;
+  MatmulArgs args{w.packed, w.num_rows, w.num_inputs, num_rows, x.panels, x.rows, x.row_stride, out - first, out_stride, accumulate};
   args.ahead = lane.ahead;
-  k.matmul->matmul[w.type_id](args, 0, (num_columns + kTileRows - 1) / kTileRows);
+  k.matmul->matmul[w.type_id](args, first / kTileRows, (first + num_columns + kTileRows - 1) / kTileRows);
   if (part.bias == nullptr) return;
-  const float* bias = part.bias + unit_begin * kColumns;
+  const float* bias = part.bias + first;
   for (int row = 0; row < num_rows; ++row)
     for (int i = 0; i < num_columns; ++i) out[row * out_stride + i] += bias[i];
 }

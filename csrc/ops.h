@@ -29,7 +29,7 @@ struct Value {
 struct Matrix {
   int type_id, num_rows, num_inputs;
   const std::uint8_t* packed;
-  std::size_t tile_bytes;
+  float low_norm;  // of Q8_0_PLANES: see screen.h
 };
 
 // t = A x of one site after the other, for the rows of a step.
@@ -93,6 +93,9 @@ OpPtr make_keep_judged(Value x);
 OpPtr make_cast(const Kernels& k, Value x, Value out);
 OpPtr make_lora_shrink(const Kernels& k, Value x, LoraInlet lora);
 OpPtr make_matmul(const Kernels& k, std::string name, Value x, std::vector<MatmulPart> parts, Value out, bool accumulate, LoraInlet lora);
+// The logits. Two ops where the largest can be found without the others; they add to `skipped_bytes` what of the matrix they did not read.
+std::vector<OpPtr> make_head(const Kernels& k, Value x, std::vector<MatmulPart> parts, Value out, LoraInlet lora, int num_threads,
+                             std::int64_t* skipped_bytes);
 // activation(x W_gate) * (x W_up), without a barrier between: a thread's columns of both are its own.
 OpPtr make_gated_matmul(const Kernels& k, Value x, MatmulPart gate, MatmulPart up, Activation activation, Value out, LoraInlet lora);
 OpPtr make_gated(const Kernels& k, Value gate_up, Activation activation, Value out);

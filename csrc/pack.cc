@@ -30,7 +30,7 @@ Quants read_quants(const GgufBlock<type>& s, [[maybe_unused]] int b) {
   Quants q{};
   for (int g = 0; g < 8; g++) {
     uint32_t& w = q.group[g];
-    if constexpr (type == QuantType::Q8_0) {
+    if constexpr (is_q8_0(type)) {
       w = word_at(s.qs + 4 * g) ^ every_byte(0x80);
     } else if constexpr (type == QuantType::Q2_K || type == QuantType::Q3_K) {
       w = (word_at(s.qs + b / 4 * 32 + 4 * g) >> 2 * (b % 4)) & every_byte(3);
@@ -96,6 +96,20 @@ Quants read_planes(const uint8_t* block) {
   return q;
 }
 
+// Q8_0_PLANES: a row's words of a block's upper and lower bits.
+void write_both_planes(const Quants& q, uint8_t* block, uint8_t* low_block) {
+  Quants upper;
+  for (int g = 0; g < 8; g++) upper.group[g] = q.group[g] >> 4;
+  write_planes<QuantType::Q8_0_PLANES>(upper, block);
+  write_planes<QuantType::Q8_0_PLANES>(q, low_block);
+}
+Quants read_both_planes(const uint8_t* block, const uint8_t* low_block) {
+  const Quants upper = read_planes<QuantType::Q8_0_PLANES>(block);
+  Quants q = read_planes<QuantType::Q8_0_PLANES>(low_block);
+  for (int g = 0; g < 8; g++) q.group[g] |= upper.group[g] << 4;
+  return q;
+}
+
 template <QuantType type>
 void write_tail(const GgufBlock<type>& s, uint8_t* tail, int row) {
   constexpr IntegerLayout layout = integer_layout<type>();
@@ -146,9 +160,12 @@ ScaleMin read_tail(const uint8_t* tail, int row, [[maybe_unused]] int b, [[maybe
 }
 
 template <QuantType type>
-void pack_tile(const uint8_t* src, int num_rows, int num_inputs, uint8_t* tile) {
+void pack_tile(const uint8_t* src, int num_rows, int num_inputs, uint8_t* tile, [[maybe_unused]] uint8_t* low_tile) {
   const size_t src_row_bytes = gguf_row_bytes<type>(num_inputs);
-  if (num_rows < kTileRows) memset(tile, 0, tile_bytes<type>(num_inputs));
+  if (num_rows < kTileRows) {
+    memset(tile, 0, tile_bytes<type>(num_inputs));
+    memset(low_tile, 0, low_tile_bytes<type>(num_inputs));
+  }
   if constexpr (is_float(type)) {
     constexpr int size = float_bytes<type>();
     for (int k = 0; k < num_inputs; k++)
@@ -161,8 +178,15 @@ void pack_tile(const uint8_t* src, int num_rows, int num_inputs, uint8_t* tile) 
       for (int row = 0; row < num_rows; row++) {
         GgufBlock<type> s;
         memcpy(&s, src + row * src_row_bytes + group * sizeof s, sizeof s);
-        for (int b = 0; b < layout.group_blocks(); b++)
-          write_planes<type>(read_quants<type>(s, b), tile + b * layout.block_bytes() + 4 * row);
+        for (int b = 0; b < layout.group_blocks(); b++) {
+          const Quants q = read_quants<type>(s, b);
+          uint8_t* block = tile + b * layout.block_bytes() + 4 * row;
+          if constexpr (type == QuantType::Q8_0_PLANES) {
+            write_both_planes(q, block, low_tile + group * low_block_bytes<type>() + 4 * row);
+          } else {
+            write_planes<type>(q, block);
+          }
+        }
         write_tail<type>(s, tile + layout.planes_bytes(), row);
       }
     }
@@ -183,13 +207,19 @@ void unpack_float_row(const uint8_t* tile, int row, int num_inputs, float* dst) 
 }
 
 template <QuantType type>
-void unpack_integer_row(const uint8_t* tile, int row, int num_inputs, float* dst) {
+void unpack_integer_row(const uint8_t* tile, [[maybe_unused]] const uint8_t* low_tile, int row, int num_inputs, float* dst) {
   constexpr IntegerLayout layout = integer_layout<type>();
   constexpr int offset = layout.offset_shift < 0 ? 0 : 1 << layout.offset_shift;
   const int num_groups = num_inputs / (kBlockInputs * layout.group_blocks());
   for (int group = 0; group < num_groups; group++, tile += layout.group_bytes()) {
     for (int b = 0; b < layout.group_blocks(); b++) {
-      const Quants q = read_planes<type>(tile + b * layout.block_bytes() + 4 * row);
+      const uint8_t* block = tile + b * layout.block_bytes() + 4 * row;
+      Quants q;
+      if constexpr (type == QuantType::Q8_0_PLANES) {
+        q = read_both_planes(block, low_tile + group * low_block_bytes<type>() + 4 * row);
+      } else {
+        q = read_planes<type>(block);
+      }
       for (int k = 0; k < kBlockInputs; k += 4) {
         const ScaleMin s = read_tail<type>(tile + layout.planes_bytes(), row, b, k / 16);
         for (int i = 0; i < 4; i++) {
@@ -222,7 +252,8 @@ size_t gguf_row_bytes(int type_id, int num_inputs) {
 size_t packed_bytes(int type_id, int num_rows, int num_inputs) {
   size_t bytes = 0;
   with_type(type_id, [&](auto tag) {
-    bytes = tile_bytes<tag.value>(num_inputs) * static_cast<size_t>((num_rows + kTileRows - 1) / kTileRows);
+    bytes = (tile_bytes<tag.value>(num_inputs) + low_tile_bytes<tag.value>(num_inputs)) *
+            static_cast<size_t>((num_rows + kTileRows - 1) / kTileRows);
   });
   return bytes;
 }
@@ -231,22 +262,26 @@ void pack(int type_id, const uint8_t* src, int num_rows, int num_inputs, uint8_t
   assert(can_pack(type_id, num_inputs));
   with_type(type_id, [&](auto tag) {
     const size_t row_bytes = gguf_row_bytes<tag.value>(num_inputs), tile_size = tile_bytes<tag.value>(num_inputs);
+    const size_t low_size = low_tile_bytes<tag.value>(num_inputs);
+    uint8_t* low = dst + low_plane_offset<tag.value>(num_rows, num_inputs);
     for (int tile = tile_begin; tile < tile_end; tile++) {
       const int first = tile * kTileRows, left = num_rows - first;
       pack_tile<tag.value>(src + first * row_bytes, left < kTileRows ? left : kTileRows, num_inputs,
-                           dst + tile * tile_size);
+                           dst + tile * tile_size, low + tile * low_size);
     }
   });
 }
 
-void unpack_row(int type_id, const uint8_t* packed, int row, int num_inputs, float* dst) {
+void unpack_row(int type_id, const uint8_t* packed, int num_rows, int row, int num_inputs, float* dst) {
   assert(can_pack(type_id, num_inputs));
   with_type(type_id, [&](auto tag) {
     const uint8_t* tile = packed + row / kTileRows * tile_bytes<tag.value>(num_inputs);
+    [[maybe_unused]] const uint8_t* low_tile =
+        packed + low_plane_offset<tag.value>(num_rows, num_inputs) + row / kTileRows * low_tile_bytes<tag.value>(num_inputs);
     if constexpr (is_float(tag.value)) {
       unpack_float_row<tag.value>(tile, row % kTileRows, num_inputs, dst);
     } else {
-      unpack_integer_row<tag.value>(tile, row % kTileRows, num_inputs, dst);
+      unpack_integer_row<tag.value>(tile, low_tile, row % kTileRows, num_inputs, dst);
     }
   });
 }

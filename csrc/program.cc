@@ -58,11 +58,14 @@ int Program::add_matrix(int type_id, const std::uint8_t* gguf, std::size_t num_b
   std::uint8_t* packed = weights_.data() + weights_used_;
   weights_used_ += size;
   const int num_tiles = (num_rows + kTileRows - 1) / kTileRows;
+  std::vector<float> low_norms(config_.num_threads);
   pool_->run([&](int thread) {
     const Share share = share_of(num_tiles, thread, config_.num_threads);
     pack(type_id, gguf, num_rows, num_inputs, packed, share.begin, share.end);
+    if (static_cast<QuantType>(type_id) == QuantType::Q8_0_PLANES)
+      low_norms[thread] = screen_low_norm(gguf, num_inputs, share.begin * kTileRows, std::min(num_rows, share.end * kTileRows));
   });
-  matrices_.push_back({type_id, num_rows, num_inputs, packed, packed_bytes(type_id, kTileRows, num_inputs)});
+  matrices_.push_back({type_id, num_rows, num_inputs, packed, *std::max_element(low_norms.begin(), low_norms.end())});
   return static_cast<int>(matrices_.size()) - 1;
 }
 
@@ -303,7 +306,7 @@ int Program::logits(int x, const std::vector<int>& matrices, const std::vector<i
   logits_ = make_value(width, config_.limits.max_logit_rows, true, false);
   kv_pool_.memory = HugeBuffer(kv_pool_.block_bytes * config_.limits.num_blocks);
   const LoraInlet lora = add_site(value(x), p);
-  add_op(make_matmul(kernels_, "head", value(x), std::move(p), logits_, false, lora));
+  for (OpPtr& op : make_head(kernels_, value(x), std::move(p), logits_, lora, config_.num_threads, &skipped_bytes_)) add_op(std::move(op));
   return lora.site;
 }
 

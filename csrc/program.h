@@ -84,6 +84,8 @@ class Program {
 
   const ProgramConfig& config() const { return config_; }
   std::size_t weights_bytes() const { return weights_used_; }
+  // Of the weights, what all steps so far together had no need to read.
+  std::int64_t skipped_bytes() const { return skipped_bytes_; }
   std::size_t kv_bytes() const { return kv_pool_.memory.size(); }
   ThreadPool& pool() { return *pool_; }
 
@@ -131,6 +133,7 @@ class Program {
   LoraRanks ranks_;
   Value logits_;
   Step step_;
+  std::int64_t skipped_bytes_ = 0;
 
   bool profiling_ = false;
   std::vector<double> op_microseconds_;

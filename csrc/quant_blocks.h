@@ -78,6 +78,8 @@ struct GgufBlock<QuantType::Q8_0> {
   int8_t qs[32];
 };
 template <>
+struct GgufBlock<QuantType::Q8_0_PLANES> : GgufBlock<QuantType::Q8_0> {};
+template <>
 struct GgufBlock<QuantType::Q2_K> {
   uint8_t scales[16];  // low nibble scale, high nibble min, per 16 inputs
   uint8_t qs[64];      // byte 32n + l: inputs 128n + 32j + l in bits 2j

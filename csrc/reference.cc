@@ -42,7 +42,7 @@ struct QuantisedBlock {
 // Value of input `k` of a GGUF block, before scales.
 template <QuantType type>
 int quant(const GgufBlock<type>& s, int k) {
-  if constexpr (type == QuantType::Q8_0) {
+  if constexpr (is_q8_0(type)) {
     return s.qs[k];
   } else if constexpr (type == QuantType::Q6_K) {
     const int n = k / 128, j = k / 32 % 4, l = k % 32;

@@ -15,14 +15,15 @@
 // Convert:    load_f16 store_f16 (nearest even) load_bf16 load_i8 load_u8 store_i8 to_f32 to_i32 (nearest even, |x| < 2^22)
 // Integer:    izero iset1 iload istore + - * & shl<n> shr<n> (arithmetic) lane_index as_f32 as_i32
 // Reduce:     reduce_add reduce_max (halves are folded: 16 -> 8 -> 4 -> 2 -> 1)
-// Bytes:      load_u8x64 lo_nibbles hi_nibbles bits_at_left<shift,mask> bits_at_right<shift,mask> operator|
+// Bytes:      load_u8x64 store_u8x64 lo_nibbles hi_nibbles bits_at_left<shift,mask> bits_at_right<shift,mask> operator|
+//             shl16<n> shr16<n> (16 bits at a time); select_bits<mask>(a, b): bits of a where the mask has them, else of b
 // Dot:        dot4(acc, w, x): acc[lane] += sum over i < 4 of (unsigned) w[lane*4+i] * (signed) x[lane*4+i], exact, for
 //             |x| <= 127; dot4_small: the same for w <= 127; dot4_biased: for signed weights stored xor 0x80; its acc must
 //             start at -128 * (sum of x) if kBiasedDotStart, else at 0
 //             broadcast4 broadcast16: x from 4 (16) signed bytes; a pointer in place of x means broadcast4
 // Quads:      sum_of_four_lanes: to all four; load_f16_to_four_lanes: four f16, each to four lanes
 // Partial:    store_first(p, a, n): lanes 0..n-1 only
-// Other:      prefetch prefetch_l2; settle(a): where registers are scarce, a is computed before whatever settles after it;
+// Other:      prefetch prefetch_to_write prefetch_l2; settle(a): where registers are scarce, a is computed before whatever settles after it;
 //             kKernelRows: activation rows that a matrix kernel can keep in registers at once;
 //             kPairedRows: the same of a kernel for two weight tiles, 0 where registers are too few
 #pragma once
@@ -56,6 +57,7 @@
 namespace realm::REALM_ISA_NAMESPACE {
 
 REALM_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+REALM_INLINE void prefetch_to_write(void* p) { __builtin_prefetch(p, 1, 3); }
 REALM_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // The same pointer, of which the compiler doesn't know that: what was loaded through it before is loaded again instead of kept.

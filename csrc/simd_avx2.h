@@ -23,6 +23,7 @@ struct mask16 {
 
 REALM_INLINE void settle(f32x16&) {}
 REALM_INLINE void settle(i32x16&) {}
+REALM_INLINE void settle(u8x64&) {}
 
 REALM_INLINE f32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 REALM_INLINE f32x16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -167,7 +168,25 @@ REALM_INLINE u8x64 load_u8x64(const void* p) {
   const __m256i* q = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
+REALM_INLINE void store_u8x64(void* p, u8x64 a) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, a.hi);
+}
 REALM_INLINE u8x64 operator|(u8x64 a, u8x64 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+template <int n>
+REALM_INLINE u8x64 shl16(u8x64 a) {
+  return {_mm256_slli_epi16(a.lo, n), _mm256_slli_epi16(a.hi, n)};
+}
+template <int n>
+REALM_INLINE u8x64 shr16(u8x64 a) {
+  return {_mm256_srli_epi16(a.lo, n), _mm256_srli_epi16(a.hi, n)};
+}
+template <int mask>
+REALM_INLINE u8x64 select_bits(u8x64 a, u8x64 b) {
+  const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
+  return {_mm256_or_si256(_mm256_and_si256(m, a.lo), _mm256_andnot_si256(m, b.lo)),
+          _mm256_or_si256(_mm256_and_si256(m, a.hi), _mm256_andnot_si256(m, b.hi))};
+}
 template <int shift, int mask>
 REALM_INLINE u8x64 bits_at_left(u8x64 a) {
   const __m256i m = _mm256_set1_epi8(mask);

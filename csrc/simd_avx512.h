@@ -23,6 +23,7 @@ struct mask16 {
 
 REALM_INLINE void settle(f32x16& a) { asm volatile("" : "+v"(a.v)); }
 REALM_INLINE void settle(i32x16& a) { asm volatile("" : "+v"(a.v)); }
+REALM_INLINE void settle(u8x64& a) { asm volatile("" : "+v"(a.v)); }
 
 REALM_INLINE f32x16 zero() { return {_mm512_setzero_ps()}; }
 REALM_INLINE f32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
@@ -112,7 +113,20 @@ REALM_INLINE float reduce_max(f32x16 a) {
 REALM_INLINE int32_t reduce_add(i32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 
 REALM_INLINE u8x64 load_u8x64(const void* p) { return {_mm512_loadu_si512(p)}; }
+REALM_INLINE void store_u8x64(void* p, u8x64 a) { _mm512_storeu_si512(p, a.v); }
 REALM_INLINE u8x64 operator|(u8x64 a, u8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
+template <int n>
+REALM_INLINE u8x64 shl16(u8x64 a) {
+  return {_mm512_slli_epi16(a.v, n)};
+}
+template <int n>
+REALM_INLINE u8x64 shr16(u8x64 a) {
+  return {_mm512_srli_epi16(a.v, n)};
+}
+template <int mask>
+REALM_INLINE u8x64 select_bits(u8x64 a, u8x64 b) {
+  return {_mm512_ternarylogic_epi32(_mm512_set1_epi8(static_cast<char>(mask)), a.v, b.v, 0xca)};
+}
 template <int shift, int mask>
 REALM_INLINE u8x64 bits_at_left(u8x64 a) {
   return {_mm512_and_si512(_mm512_slli_epi16(a.v, shift), _mm512_set1_epi8(mask))};

@@ -48,6 +48,7 @@ REALM_INLINE T load_as(const void* p) {
 REALM_INLINE f32x16 set1(float x) { REALM_QUARTERS(f32x16, Float4{} + x); }
 REALM_INLINE void settle(f32x16&) {}
 REALM_INLINE void settle(i32x16&) {}
+REALM_INLINE void settle(u8x64&) {}
 
 REALM_INLINE f32x16 zero() { REALM_QUARTERS(f32x16, Float4{}); }
 REALM_INLINE f32x16 load(const float* p) { REALM_QUARTERS(f32x16, load_as<Float4>(p + 4 * i)); }
@@ -172,8 +173,21 @@ REALM_INLINE int32_t reduce_add(i32x16 a) {
 }
 
 REALM_INLINE u8x64 load_u8x64(const void* p) { return load_as<u8x64>(p); }
+REALM_INLINE void store_u8x64(void* p, u8x64 a) { memcpy(p, &a, sizeof a); }
 REALM_INLINE u8x64 operator|(u8x64 a, u8x64 b) { REALM_QUARTERS(u8x64, a.q[i] | b.q[i]); }
 // Shifts of 16 bits, as there may be none of bytes; the mask takes off what comes from the neighbour.
+template <int n>
+REALM_INLINE u8x64 shl16(u8x64 a) {
+  REALM_QUARTERS(u8x64, reinterpret_cast<Byte16>(reinterpret_cast<Short8>(a.q[i]) << n));
+}
+template <int n>
+REALM_INLINE u8x64 shr16(u8x64 a) {
+  REALM_QUARTERS(u8x64, reinterpret_cast<Byte16>(reinterpret_cast<Short8>(a.q[i]) >> n));
+}
+template <int mask>
+REALM_INLINE u8x64 select_bits(u8x64 a, u8x64 b) {
+  REALM_QUARTERS(u8x64, (a.q[i] & static_cast<uint8_t>(mask)) | (b.q[i] & static_cast<uint8_t>(~mask)));
+}
 template <int shift, int mask>
 REALM_INLINE u8x64 bits_at_left(u8x64 a) {
   REALM_QUARTERS(u8x64, reinterpret_cast<Byte16>(reinterpret_cast<Short8>(a.q[i]) << shift) & uint8_t{mask});

@@ -20,6 +20,7 @@ struct StepInput {
   const std::int32_t* block_tables;   // [R, M]
   const std::int32_t* logit_rows;     // [S]
   const std::int32_t* adapter_slots;  // [R], -1: none
+  bool likeliest_only = false;        // logits that are not the largest of their row may be -infinity
 };
 
 struct StepLimits {

@@ -5,6 +5,9 @@ from typing import TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
+Q8_0_PLANES: int
+"""Type id of Q8_0 packed in two planes: see csrc/layout.h."""
+
 def default_isa() -> str:
     """Instruction set that is used unless another is asked for: the fastest, or `REALM_CPU_ISA`."""
 
@@ -86,6 +89,8 @@ class Program:
     @property
     def weights_bytes(self) -> int: ...
     @property
+    def skipped_bytes(self) -> int: ...
+    @property
     def kv_bytes(self) -> int: ...
     def reserve_weights(self, num_bytes: int) -> None: ...
     def add_matrix(self, type_id: int, data: NDArray[np.uint8], num_rows: int, num_inputs: int) -> int: ...
@@ -130,6 +135,7 @@ class Program:
         block_tables: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
         adapter_slots: NDArray[np.int32],
+        likeliest_only: bool = ...,
     ) -> None: ...
     def draft(
         self,

@@ -110,10 +110,12 @@ class Results:
     """Empty where no speculation was asked for."""
     kv_bytes_per_request: int
     """KV that one decoding request reads in a step, at the middle of its run."""
+    skipped_bytes: dict[int, int]
+    """Of the weights, what a decode step had no need to read, on average, by batch size."""
 
     def bytes_per_step(self, batch_size: int) -> int:
-        """Bytes that a decode step has to read: every weight once, and each request's KV."""
-        return self.weights_bytes + batch_size * self.kv_bytes_per_request
+        """Bytes that a decode step has to read: every weight that counts once, and each request's KV."""
+        return self.weights_bytes - self.skipped_bytes[batch_size] + batch_size * self.kv_bytes_per_request
 
 
 def _max_tokens(num_steps: int, batch_size: int) -> int:
@@ -143,8 +145,19 @@ def measure(plan: Plan, *, ops: bool = False) -> Results:
             prompts = [random_prompt(vocab_size, plan.context_tokens, f"{seed}/{size}/{i}") for i in range(size)]
             return measure_decode(model, prompts, plan.num_steps, plan.temperature)
 
+        def skipped() -> int:
+            executor = executors[0]
+            return (
+                model.loop.call(lambda: executor.skipped_bytes).result() if isinstance(executor, NativeExecutor) else 0
+            )
+
         measure_prefill(model, [random_prompt(vocab_size, 32, "warm-up")])
-        decodes = [decode(size, "decode") for size in plan.batch_sizes]
+        decodes: list[DecodeResult] = []
+        skipped_bytes: dict[int, int] = {}
+        for size in plan.batch_sizes:
+            num_steps, num_bytes = _snapshot(model)[0], skipped()
+            decodes.append(decode(size, "decode"))
+            skipped_bytes[size] = (skipped() - num_bytes) // (_snapshot(model)[0] - num_steps)
         prefill = [random_prompt(vocab_size, plan.prefill_tokens, f"prefill/{i}") for i in range(5)]
         prefill_rate = measure_prefill(model, prefill) if plan.prefill_tokens else 0.0
         op_times: dict[int, dict[str, float]] = {}
@@ -166,6 +179,7 @@ def measure(plan: Plan, *, ops: bool = False) -> Results:
         draft_model_id,
         drafts,
         kv_bytes,
+        skipped_bytes,
     )
 
 

@@ -174,3 +174,4 @@ class Batch:
     block_tables: Int32Array  # [R, M], physical block ids, padded with 0
     logit_rows: Int32Array  # [S], rows (ascending) whose logits are wanted
     adapter_slots: Int32Array  # [R], resident adapter slot or -1
+    likeliest_only: bool = False  # logits that are not the largest of their row may come out as -infinity

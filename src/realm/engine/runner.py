@@ -84,6 +84,7 @@ class Runner:
             block_tables=self._tables[[seq.row for seq in plan]],
             logit_rows=logit_rows,
             adapter_slots=self._adapter_slots[:num_requests],
+            likeliest_only=all([seq.greedy for seq in plan]),  # noqa: C419  (quicker)
         )
 
     def _fill_ragged(self, plan: list[Sequence]) -> int:

@@ -15,7 +15,7 @@ from realm.core.errors import ModelFileError
 from realm.core.quant import QuantType
 from realm.core.types import Batch, Float32Array, Int32Array
 from realm.kernels.drafting import SURENESS_BOUNDS, DraftPlan, DraftRound
-from realm.kernels.ops import Linear, LoRALayer, Rope
+from realm.kernels.ops import Linear, LoRALayer, QuantTensor, Rope
 from realm.kernels.recording import (
     Add,
     Attend,
@@ -142,7 +142,7 @@ class NativeExecutor:
         )
         ops = RecordingOps()
         decoder(ops)
-        builder = _Builder(self._program, fuse(ops.nodes), progress)
+        builder = _Builder(self._program, fuse(ops.nodes), progress, is_draft=beside is not None)
         if beside is not None:
             for name in shared:
                 builder.matrices[name] = self._program.share_matrix(beside._program, beside._matrices[name])
@@ -168,6 +168,7 @@ class NativeExecutor:
             batch.block_tables,
             batch.logit_rows,
             batch.adapter_slots,
+            batch.likeliest_only,
         )
         return self._logits[: len(batch.logit_rows)]
 
@@ -213,6 +214,11 @@ class NativeExecutor:
     def _changes(self, layers: Mapping[str, LoRALayer]) -> list[_cpu.LoRAChange]:
         return [(*self._lora_sites[module], layer.a, layer.b, layer.scale) for module, layer in layers.items()]
 
+    @property
+    def skipped_bytes(self) -> int:
+        """Of the weights, what all steps so far together had no need to read."""
+        return self._program.skipped_bytes
+
     def start_profile(self) -> None:
         """Time each op from now on."""
         self._program.set_profiling(True)
@@ -235,10 +241,11 @@ class _Form:
 class _Builder:
     """Turns recorded nodes into native ops: packs weights, gives values memory, adds what quantising is missing."""
 
-    def __init__(self, program: _cpu.Program, nodes: list[Node], progress: Progress | None) -> None:
+    def __init__(self, program: _cpu.Program, nodes: list[Node], progress: Progress | None, is_draft: bool) -> None:
         self._program = program
         self._nodes = nodes
         self._progress = progress
+        self._is_draft = is_draft
         self.matrices: dict[str, int] = {}
         self.lora_sites: dict[str, tuple[int, int]] = {}  # module -> native site, part of it
         self._ropes: dict[Rope, int] = {}
@@ -266,15 +273,33 @@ class _Builder:
                 raise ModelFileError(
                     f"tensor {tensor.name}: rows of {tensor.num_cols} {tensor.quant_type.name} values are not supported"
                 )
-        sizes = (_cpu.packed_bytes(t.quant_type, t.num_rows, t.num_cols) for t in tensors)
+        types: list[int] = [tensor.quant_type for tensor in tensors]
+        if (index := self._screened_head(tensors)) is not None:
+            types[index] = _cpu.Q8_0_PLANES
+        sizes = (_cpu.packed_bytes(kind, t.num_rows, t.num_cols) for t, kind in zip(tensors, types, strict=True))
         self._program.reserve_weights(sum(-(-size // 64) * 64 for size in sizes))
-        for done, tensor in enumerate(tensors, start=1):
+        for done, (tensor, kind) in enumerate(zip(tensors, types, strict=True), start=1):
             self.matrices[tensor.name] = self._program.add_matrix(
-                tensor.quant_type, tensor.data.reshape(-1), tensor.num_rows, tensor.num_cols
+                kind, tensor.data.reshape(-1), tensor.num_rows, tensor.num_cols
             )
             _drop_pages(tensor.data)
             if self._progress is not None:
                 self._progress(done, len(tensors))
+
+    def _screened_head(self, tensors: list[QuantTensor]) -> int | None:
+        """Which tensor is packed so that a greedy request reads part of it: a Q8_0 head that is most of the model.
+
+        See csrc/screen.h. Others have less to gain, and more of their tokens come close to the likeliest one. Drafts
+        want probabilities.
+        """
+        if self._is_draft:
+            return None
+        heads = {part.name for node in self._nodes if isinstance(node, Head) for part in node.weight.parts}
+        total = sum(tensor.data.nbytes for tensor in tensors)
+        for index, tensor in enumerate(tensors):
+            if heads == {tensor.name} and tensor.quant_type is QuantType.Q8_0 and 2 * tensor.data.nbytes > total:
+                return index
+        return None
 
     def _add_op(self, index: int, node: Node) -> None:
         program = self._program

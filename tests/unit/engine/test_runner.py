@@ -13,7 +13,7 @@ BLOCK_TOKENS, MAX_BLOCKS, NUM_ROWS = 4, 16, 6
 
 
 def sequence(arrival: int, prompt: list[int]) -> Sequence:
-    request = Request(f"r{arrival}", tuple(prompt), SamplingParams())
+    request = Request(f"r{arrival}", tuple(prompt), SamplingParams(temperature=0.0 if arrival % 4 else 1.0))
     seq = Sequence(request, arrival, BLOCK_TOKENS * MAX_BLOCKS, frozenset(), b"")
     seq.num_computed = seq.num_scheduled = 0
     return seq
@@ -39,7 +39,7 @@ def test_against_a_runner_that_knows_no_past() -> None:
     runner = Runner(NUM_ROWS, 256, MAX_BLOCKS)
     running: list[Sequence] = []
     free_rows = list(range(NUM_ROWS))
-    num_decodes = 0
+    num_decodes = num_likeliest = 0
     for step in range(2000):
         if running and rng.random() < 0.03:
             free_rows.append(running.pop(rng.integers(len(running))).row)
@@ -63,6 +63,8 @@ def test_against_a_runner_that_knows_no_past() -> None:
         plan = running.copy()
         batch = runner.build(plan)
         num_decodes += len(batch.token_ids) == len(plan)
+        num_likeliest += batch.likeliest_only
+        assert batch.likeliest_only == all(seq.greedy for seq in plan)
         assert arrays(batch, plan) == arrays(built_anew(plan), plan)
         for seq in plan:
             seq.num_computed += seq.num_scheduled - len(seq.drafts)
@@ -75,3 +77,4 @@ def test_against_a_runner_that_knows_no_past() -> None:
                 running.remove(seq)
                 free_rows.append(seq.row)
     assert num_decodes > 500
+    assert 100 < num_likeliest < 1900
