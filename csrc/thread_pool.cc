@@ -22,8 +22,8 @@ inline void pause_cpu() {
 // Over the slowest op's imbalance on a machine that is not quite idle: sleeping and waking costs a step more than spinning.
 // When the scheduler has put two of our threads on one CPU, a barrier can cost this much.
 constexpr std::chrono::microseconds kSpinInStep{300};
-// The next step usually follows within this time.
-constexpr std::chrono::microseconds kSpinBetweenSteps{300};
+// The next step usually follows within this time: with drafts, or behind a server, Python takes 300 to 700 us.
+constexpr std::chrono::microseconds kSpinBetweenSteps{1000};
 // Where spinning did not help, the next waits sleep almost at once: who we wait for has probably no CPU.
 constexpr std::chrono::microseconds kBriefSpin{2};
 constexpr int kBriefSpins = 2;

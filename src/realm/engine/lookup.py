@@ -15,7 +15,7 @@ from realm.engine.adaptive import DraftLength
 from realm.engine.ngrams import LookupHistory, Match, NgramIndex
 from realm.engine.rates import ClassRates, count_right
 from realm.engine.sequence import Sequence
-from realm.engine.sureness import LONG_MATCH, PRIORS, RESUMED, classes_of
+from realm.engine.sureness import INSERTED, LONG_MATCH, PRIORS, RESUMED, classes_of
 from realm.engine.worth import Rest
 
 _MAX_TENANTS = 1024
@@ -23,6 +23,7 @@ _VAIN_REST_STEPS, _MAX_REST_STEPS = 4, 64  # for each request, and in all, while
 _REQUESTS_PER_REST_STEP = 4  # else: the more requests, the more time guesses take, and the less one of them gains
 # After an edit a copy is taken up again by this many tokens, this far back or ahead of where it was left.
 _EDIT_TOKENS, _EDIT_BACK, _EDIT_AHEAD = 12, 4, 16
+_MAX_DOUBTED_MATCH = 2  # elsewhere: a copy that goes on where it was left is likelier
 
 
 @dataclass(slots=True)
@@ -139,23 +140,29 @@ class LookupProposer:
             if match.length >= LONG_MATCH:
                 state.left, state.num_known_left = match, len(seq.tokens)
         state.num_known = len(seq.tokens)
-        state.index.update()
 
     def _find(self, seq: Sequence, state: _State) -> Match | None:
         best = state.match
         if best is not None and best.length >= LONG_MATCH:
             return best
+        state.index.update()
         others = self._history.index(seq.request.cache_domain) if self._history is not None else None
         for index in (state.index, others):
             found = None if index is None else index.find(seq.tokens)
             if found is None or (best is not None and found.length < best.length):
                 continue
-            if best is not None and best.kind == RESUMED and found.length == best.length:
+            if best is not None and best.kind in (RESUMED, INSERTED) and found.length == best.length:
                 continue
             best = found
         left = state.left
-        if left is None or len(seq.tokens) - state.num_known_left > _EDIT_TOKENS:
+        num_since = len(seq.tokens) - state.num_known_left
+        if left is None or num_since > _EDIT_TOKENS:
             return best
+        if num_since == 1 and (best is None or best.length <= _MAX_DOUBTED_MATCH):
+            # One token was inserted, if the one that should have come in its place came after it.
+            after = left.after(seq.tokens[-1])
+            if after is not None:
+                return Match(left.index, after, 1, INSERTED)
         begin, end = left.position - _EDIT_BACK, left.position + _EDIT_AHEAD
         if best is None:
             return left.index.find_near(seq.tokens[-1], begin, end, left.position)

@@ -40,6 +40,13 @@ class Match:
         self.length += num_right
         return num_right == len(new) and self.position < len(tokens) and tokens[self.position] != _BREAK
 
+    def after(self, token: int) -> int | None:
+        """The next position, if `token` is what comes here and something follows it."""
+        tokens = self.index.tokens
+        if self.position + 1 < len(tokens) and tokens[self.position] == token:
+            return self.position + 1
+        return None
+
     def following(self, num_tokens: int, repeat: bool) -> list[int]:
         """Up to `num_tokens` tokens from here on; with `repeat` the end is followed by the same again."""
         found = self.index.tokens[self.position : self.position + num_tokens]

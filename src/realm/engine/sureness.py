@@ -10,9 +10,10 @@ from bisect import bisect_right
 
 from realm.core.config import MAX_DRAFT_TOKENS
 
-SINGLE, DISPUTED, AGREED, RESUMED = range(4)
-"""Kinds of matches: the only one of its length; others as long go on differently; they go on in the same way; or it
-is near the place where a long copy ended, so probably the same copy after an edit."""
+SINGLE, DISPUTED, AGREED, RESUMED, INSERTED = range(5)
+"""Kinds of matches: the only one of its length; others as long go on differently; they go on in the same way; it
+is near the place where a long copy ended, so probably the same copy after an edit; or it is at that very place, after
+one token that was inserted."""
 
 MAX_MATCH = 48
 """Longest match that is told apart from longer ones."""
@@ -28,17 +29,24 @@ _SHORT_PRIORS = {
     AGREED: (0.4, 0.7, 0.75, 0.8, 0.85),
     RESUMED: (0.7, 0.85, 0.9, 0.9, 0.9),
 }
-PRIORS = (*(rate for kind in sorted(_SHORT_PRIORS) for rate in _SHORT_PRIORS[kind]), 0.9, 0.93, 0.95, 0.95, 0.97, 0.98)
+_LONG_PRIORS = (0.9, 0.93, 0.95, 0.95, 0.97, 0.98)
+_INSERTED_PRIOR = 0.85
+PRIORS = (*(rate for kind in sorted(_SHORT_PRIORS) for rate in _SHORT_PRIORS[kind]), *_LONG_PRIORS, _INSERTED_PRIOR)
 """Rates of right guesses to start from, by class."""
 
 
 def _class_of(kind: int, length: int) -> int:
+    if kind == INSERTED:
+        if length <= 1:
+            return len(PRIORS) - 1
+        kind = RESUMED
     if length >= LONG_MATCH:
         return len(_SHORT_PRIORS) * len(_SHORT) + bisect_right(_LONG, length) - 1
     return kind * len(_SHORT) + max(0, bisect_right(_SHORT, length) - 1)
 
 
-_CHAINS = [[_class_of(kind, length) for length in range(MAX_MATCH + MAX_DRAFT_TOKENS + 1)] for kind in _SHORT_PRIORS]
+_NUM_LENGTHS = MAX_MATCH + MAX_DRAFT_TOKENS + 1
+_CHAINS = [[_class_of(kind, length) for length in range(_NUM_LENGTHS)] for kind in (*_SHORT_PRIORS, INSERTED)]
 
 
 def classes_of(kind: int, length: int, num_tokens: int) -> list[int]:

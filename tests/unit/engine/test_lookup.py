@@ -94,6 +94,18 @@ def test_a_copy_is_taken_up_again_by_one_token(edit: list[int], num_skipped: int
     assert proposer.propose([(seq, 4)])[0] == following[:4]
 
 
+def test_after_an_insertion_the_place_counts_for_more_than_two_tokens_elsewhere() -> None:
+    """As in "nights he read" -> "nights, he read", where "the west, he rang" stands nearby."""
+    passage, comma = list(range(100, 140)), 5
+    passage[8], passage[20] = comma, passage[9]
+    proposer, seq = LookupProposer(), sequence([*passage, *passage[:3]])
+    proposer.propose([(seq, 1)])
+    for token in [*passage[3:20], comma, passage[20]]:
+        seq.tokens.append(token)
+        drafts = proposer.propose([(seq, 4)])[0]
+    assert drafts == passage[21:25]
+
+
 def test_far_from_an_edit_one_token_is_no_match() -> None:
     passage = list(range(100, 140))
     proposer, seq = LookupProposer(), sequence([*passage, *passage[:20]])
