@@ -7,37 +7,58 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from realm.distill.chats import LENGTH_TOKENS, MIN_P, ChatTokens, Rows, Text
+from realm.distill.fused import fused
+from realm.distill.lessons import NUM_LIKELIEST, as_answers, likeliest
 from realm.distill.sequence_ops import DenseCache
 from realm.distill.student import TorchModel
 from realm.models.config import ModelSpec
 
 _GREEDY = 1e-4  # a temperature at which nothing but the likeliest token is within MIN_P
-_MAX_ROWS_AT_ONCE = 4096
-_SEEN_AT_ONCE = 64  # a step attends over this many tokens more than it must, at most
+_MAX_ROWS_AT_ONCE = 16384
 
 
 def rows_at_once(spec: ModelSpec, memory_bytes: int) -> int:
-    """Short texts to write side by side on a GPU with this much memory: keys and values (float16) take half at most."""
+    """Short texts to write side by side on a GPU with this much memory: keys and values (2 bytes) take two thirds."""
     row_bytes = LENGTH_TOKENS * spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim * 2
-    fitting = max(1, memory_bytes // 2 // row_bytes)
+    fitting = max(1, memory_bytes * 2 // 3 // row_bytes)
     power_of_two = 1 << (fitting.bit_length() - 1)  # so that similar GPUs write the same
     return min(_MAX_ROWS_AT_ONCE, power_of_two)
 
 
 class TorchAuthor:
-    """`chats.Author` in torch. On CUDA a step is captured as a graph and replayed."""
+    """`chats.Author` in torch."""
 
     def __init__(self, model: TorchModel, chat: ChatTokens, device: torch.device) -> None:
         self._model = model
         self._chat = chat
         self._device = device
 
-    @torch.no_grad()
     def write(self, texts: Sequence[Text], length: int, seed: int) -> Rows:
         """See `Author`."""
+        return self._write(texts, length, seed, lambda _, __: None)
+
+    def write_and_tell(
+        self, texts: Sequence[Text], length: int, seed: int, vocabulary: Tensor | None
+    ) -> tuple[Rows, NDArray[np.void]]:
+        """Rows [N, length], and what `lessons.ask` would say of them with the tokens of `vocabulary` [V] only."""
+        num_tokens = self._model.spec.vocab_size if vocabulary is None else len(vocabulary)
+        shape = len(texts), length, min(NUM_LIKELIEST, num_tokens)
+        ids = torch.empty(shape, dtype=torch.int32, device=self._device)
+        probabilities = torch.empty(shape, dtype=torch.float16, device=self._device)
+
+        def tell(position: int, logits: Tensor) -> None:
+            asked = logits if vocabulary is None else logits.index_select(1, vocabulary)
+            ids[:, position], probabilities[:, position] = likeliest(asked)
+
+        rows = self._write(texts, length, seed, tell)
+        return rows, as_answers(ids, probabilities, num_tokens)
+
+    @torch.no_grad()
+    def _write(self, texts: Sequence[Text], length: int, seed: int, hear: Callable[[int, Tensor], None]) -> Rows:
         device, num_rows = self._device, len(texts)
         torch.manual_seed(seed)
         cache = DenseCache(num_rows, length)
@@ -47,28 +68,15 @@ class TorchAuthor:
         for opening, size, text in zip(openings, sizes, texts, strict=True):
             opening[:size] = text.opening[:size]
         given, num_given = torch.from_numpy(openings).to(device), torch.tensor(sizes, device=device)
-        ids = given[:, :1].clone()
-        position = torch.zeros(1, dtype=torch.long, device=device)
-        sampled = torch.zeros(num_rows, dtype=torch.long, device=device)
-
-        def one() -> None:
-            sampled.copy_(_sample(self._model.step(ids, position, cache), turns.temperature))
-
-        step = one
+        token = given[:, 0]
         rows = torch.empty((num_rows, length), dtype=torch.int32, device=device)
         for i in range(length):
-            if i < max(sizes):
-                token = turns.choose(sampled, num_given <= i)
-                token = torch.where(num_given > i, given[:, i], token)
-            else:
-                token = turns.choose(sampled)
             rows[:, i] = token
-            ids.copy_(token[:, None])
-            position.fill_(i)
-            if i % _SEEN_AT_ONCE == 0:
-                cache.num_seen = min(length, i + _SEEN_AT_ONCE)
-                step = _captured(one) if device.type == "cuda" else one
-            step()
+            logits = self._model.step(token, cache)
+            hear(i, logits)
+            token = turns.choose(_sample(logits, turns.temperature), num_given <= i + 1)
+            if i + 1 < max(sizes):
+                token = torch.where(num_given > i + 1, given[:, i + 1], token)
         return rows.cpu().numpy()
 
 
@@ -91,8 +99,8 @@ class _Turns:
         self._limit = chat.max_question_tokens
         by_speaker = [(text.question_temperature, text.answer_temperature) for text in texts]
         self._temperatures = torch.tensor(by_speaker, device=device)
-        self.temperature = self._temperatures[:, 0].clone()
-        """[B] of who speaks next; kept in place."""
+        self.temperature = self._temperatures[:, 0]
+        """[B] of who speaks next."""
 
     def choose(self, sampled: Tensor, speaking: Tensor | None = None) -> Tensor:
         """The rows' next tokens: `sampled` where someone speaks. Rows that aren't `speaking` [B] stay as they are."""
@@ -108,25 +116,14 @@ class _Turns:
             state, speaker = torch.where(speaking, state, self._state), torch.where(speaking, speaker, self._speaker)
             num_asked = torch.where(speaking, num_asked, self._num_asked)
         self._state, self._speaker, self._num_asked = state, speaker, num_asked
-        self.temperature.copy_(self._temperatures.gather(1, speaker[:, None])[:, 0])
+        self.temperature = self._temperatures.gather(1, speaker[:, None])[:, 0]
         return token
 
 
+@fused
 def _sample(logits: Tensor, temperature: Tensor) -> Tensor:
     """Token ids [B]: exponential race over logits [B, V] at a temperature [B] each."""
     scaled = logits.float() / temperature.clamp(min=_GREEDY)[:, None]
     keep = scaled >= scaled.amax(-1, keepdim=True) + math.log(MIN_P)
-    noise = torch.empty_like(scaled).exponential_().log_()
-    return scaled.sub_(noise).masked_fill_(~keep, -torch.inf).argmax(-1)
-
-
-def _captured(function: Callable[[], None]) -> Callable[[], None]:
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        function()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+    race = scaled - torch.log(-torch.log(torch.rand_like(scaled)))
+    return race.masked_fill(~keep, -torch.inf).argmax(-1)

@@ -72,16 +72,24 @@ class TorchModel:
             parameters[vector_key(vector)] = torch.from_numpy(vector).to(device)
         return cls(weights, spec, parameters)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(iter(self.parameters.values())).device
+
     def __call__(self, token_ids: Tensor) -> Tensor:
         """Logits [B, T, V] of sequences [B, T]."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         ops = SequenceOps(self.parameters, token_ids, positions, exact_logits=self.exact_logits)
         return decode(ops, self.weights, self.spec)
 
-    def step(self, token_ids: Tensor, positions: Tensor, cache: DenseCache) -> Tensor:
-        """Logits [B, V] after one more token each, [B, 1] at `positions` [1]."""
-        ops = SequenceOps(self.parameters, token_ids, positions, cache, last_only=True, exact_logits=self.exact_logits)
-        return decode(ops, self.weights, self.spec)[:, -1]
+    def step(self, token_ids: Tensor, cache: DenseCache) -> Tensor:
+        """Logits [B, V] after one more token each, [B]."""
+        positions = torch.full((1,), cache.num_seen, device=token_ids.device)
+        ops = SequenceOps(self.parameters, token_ids[:, None], positions, cache, exact_logits=self.exact_logits)
+        logits = decode(ops, self.weights, self.spec)[:, 0]
+        cache.num_seen += 1
+        return logits
 
     def cut_head(self, vocabulary: Tensor | None) -> TorchModel:
         """The same model giving logits of the tokens in `vocabulary` [V_draft] only, in that order."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from realm.distill.chats import Rows
+from realm.distill.fused import fused
 from realm.distill.lessons import Forward, Lesson
 from realm.distill.optimizer import Muon
 
@@ -128,12 +128,19 @@ def _rate(step: int, config: TrainConfig) -> float:
 
 
 def _loss(lesson: Lesson, got: Tensor, greedy_weight: float) -> tuple[Tensor, Tensor]:
-    log_draft = F.log_softmax(got, dim=-1, dtype=torch.float32).gather(-1, lesson.likeliest)  # [B, T, K]
-    soft, hard = (lesson.probabilities * log_draft).sum(-1), log_draft[..., 0]
+    soft, hard, best = _judged(got, lesson.likeliest, lesson.probabilities)
     num = lesson.counts.sum().clamp(min=1)
-    loss = -(((1 - greedy_weight) * soft + greedy_weight * hard) * lesson.counts).sum() / num
-    agrees = (got.detach().argmax(-1) == lesson.likeliest[..., 0]) & lesson.counts
+    loss = (((1 - greedy_weight) * soft + greedy_weight * hard) * lesson.counts).sum() / num
+    agrees = (best == lesson.likeliest[..., 0]) & lesson.counts
     return loss, agrees.sum() / num
+
+
+@fused
+def _judged(got: Tensor, likeliest: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropies [B, T] of logits [B, T, V] with `probabilities` and with the likeliest token, and theirs."""
+    chosen = got.gather(-1, likeliest).float()  # [B, T, K]
+    total = torch.logsumexp(got.float(), dim=-1)
+    return total - (probabilities * chosen).sum(-1), total - chosen[..., 0], got.detach().argmax(-1)
 
 
 @torch.no_grad()
