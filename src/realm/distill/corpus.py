@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from realm.distill.chats import LENGTH_TOKENS, MIN_P, ChatTokens, Rows, Text
-from realm.distill.fused import fused
+from realm.distill.fused import Replayed, fused
 from realm.distill.lessons import NUM_LIKELIEST, as_answers, likeliest
 from realm.distill.sequence_ops import DenseCache
 from realm.distill.student import TorchModel
 from realm.models.config import ModelSpec
 
 _GREEDY = 1e-4  # a temperature at which nothing but the likeliest token is within MIN_P
-_MAX_ROWS_AT_ONCE = 16384
+_MAX_ROWS_AT_ONCE = 8192
+_SEEN_AT_ONCE = 64  # a step attends over this many tokens more than it must, at most
 
 
 def rows_at_once(spec: ModelSpec, memory_bytes: int) -> int:
@@ -30,7 +31,7 @@ def rows_at_once(spec: ModelSpec, memory_bytes: int) -> int:
 
 
 class TorchAuthor:
-    """`chats.Author` in torch."""
+    """`chats.Author` in torch. On CUDA a step is captured as a graph and replayed."""
 
     def __init__(self, model: TorchModel, chat: ChatTokens, device: torch.device) -> None:
         self._model = model
@@ -50,15 +51,16 @@ class TorchAuthor:
         ids = torch.empty(shape, dtype=torch.int32, device=self._device)
         probabilities = torch.empty(shape, dtype=torch.float16, device=self._device)
 
-        def tell(position: int, logits: Tensor) -> None:
-            asked = logits if vocabulary is None else logits.index_select(1, vocabulary)
-            ids[:, position], probabilities[:, position] = likeliest(asked)
+        def tell(position: Tensor, logits: Tensor) -> None:
+            asked = likeliest(logits if vocabulary is None else logits.index_select(1, vocabulary))
+            for kept, new in zip((ids, probabilities), asked, strict=True):
+                kept.index_copy_(1, position, new[:, None].to(kept.dtype))
 
         rows = self._write(texts, length, seed, tell)
         return rows, as_answers(ids, probabilities, num_tokens)
 
     @torch.no_grad()
-    def _write(self, texts: Sequence[Text], length: int, seed: int, hear: Callable[[int, Tensor], None]) -> Rows:
+    def _write(self, texts: Sequence[Text], length: int, seed: int, hear: Callable[[Tensor, Tensor], None]) -> Rows:
         device, num_rows = self._device, len(texts)
         torch.manual_seed(seed)
         cache = DenseCache(num_rows, length)
@@ -68,16 +70,24 @@ class TorchAuthor:
         for opening, size, text in zip(openings, sizes, texts, strict=True):
             opening[:size] = text.opening[:size]
         given, num_given = torch.from_numpy(openings).to(device), torch.tensor(sizes, device=device)
-        token = given[:, 0]
-        rows = torch.empty((num_rows, length), dtype=torch.int32, device=device)
-        for i in range(length):
-            rows[:, i] = token
-            logits = self._model.step(token, cache)
-            hear(i, logits)
-            token = turns.choose(_sample(logits, turns.temperature), num_given <= i + 1)
-            if i + 1 < max(sizes):
-                token = torch.where(num_given > i + 1, given[:, i + 1], token)
-        return rows.cpu().numpy()
+        rows = torch.empty((num_rows, length), dtype=torch.long, device=device)
+        token, position = given[:, 0].clone(), torch.zeros(1, dtype=torch.long, device=device)
+
+        def one() -> None:
+            rows.index_copy_(1, position, token[:, None])
+            logits = self._model.step(token, position, cache)
+            hear(position, logits)
+            position.add_(1)
+            said = turns.choose(_sample(logits, turns.temperature), num_given <= position)
+            opening = given.index_select(1, position.clamp(max=given.shape[1] - 1))[:, 0]
+            token.copy_(torch.where(num_given > position, opening, said))
+
+        for begin in range(0, length, _SEEN_AT_ONCE):
+            end = cache.num_seen = min(length, begin + _SEEN_AT_ONCE)
+            step = Replayed(one, device)
+            for _ in range(begin, end):
+                step()
+        return rows.to(torch.int32).cpu().numpy()
 
 
 class _Turns:
@@ -99,24 +109,26 @@ class _Turns:
         self._limit = chat.max_question_tokens
         by_speaker = [(text.question_temperature, text.answer_temperature) for text in texts]
         self._temperatures = torch.tensor(by_speaker, device=device)
-        self.temperature = self._temperatures[:, 0]
-        """[B] of who speaks next."""
+        self.temperature = self._temperatures[:, 0].clone()
+        """[B] of who speaks next; kept in place."""
 
     def choose(self, sampled: Tensor, speaking: Tensor | None = None) -> Tensor:
         """The rows' next tokens: `sampled` where someone speaks. Rows that aren't `speaking` [B] stay as they are."""
         asking = (self._state == 0) & (self._speaker == 0)
         if self._limit is not None:
-            sampled = torch.where(asking & (self._num_asked >= self._limit), self._end_of_turn, sampled)
+            sampled = sampled.masked_fill(asking & (self._num_asked >= self._limit), self._end_of_turn)
         token = torch.where(self._state > 0, self._said[self._state], sampled)
         ended = (self._state == 0) & (token == self._end_of_turn)
-        num_asked = torch.where(asking & ~ended, self._num_asked + 1, 0)
+        num_asked = (self._num_asked + 1).masked_fill(~asking | ended, 0)
         state = torch.where(ended, self._entries[self._speaker], self._following[self._state])
         speaker = torch.where(ended, 1 - self._speaker, self._speaker)
         if speaking is not None:
             state, speaker = torch.where(speaking, state, self._state), torch.where(speaking, speaker, self._speaker)
             num_asked = torch.where(speaking, num_asked, self._num_asked)
-        self._state, self._speaker, self._num_asked = state, speaker, num_asked
-        self.temperature = self._temperatures.gather(1, speaker[:, None])[:, 0]
+        self._state.copy_(state)
+        self._speaker.copy_(speaker)
+        self._num_asked.copy_(num_asked)
+        self.temperature.copy_(self._temperatures.gather(1, speaker[:, None])[:, 0])
         return token
 
 

@@ -37,6 +37,13 @@ class Lesson:
             tensors = tuple(t.pin_memory() for t in tensors)  # type: ignore[assignment]
         return Lesson(*(t.to(device, non_blocking=True).to(dtype) for t, dtype in zip(tensors, dtypes, strict=True)))
 
+    def fill(self, other: Lesson) -> None:
+        """Take over what `other`, of the same shape, says."""
+        self.token_ids.copy_(other.token_ids)
+        self.counts.copy_(other.counts)
+        self.likeliest.copy_(other.likeliest)
+        self.probabilities.copy_(other.probabilities)
+
 
 @dataclass(frozen=True, slots=True)
 class Taught:

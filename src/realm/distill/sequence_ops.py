@@ -26,19 +26,17 @@ class DenseCache:
     max_tokens: int
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
-    num_seen: int = 0
-    """Tokens of each sequence that every layer has stored; kept by whoever steps."""
+    num_seen: int | None = None
+    """Tokens to attend over, from the first; None for all there is room for."""
 
-    def append(self, layer: int, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
-        """Store one more token's [B, G, 1, D] and give what it attends over: itself and those before it."""
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B, G, T, D] at `positions` [T] and give what the layer attends over."""
         if layer not in self.keys:
             shape = (self.batch_size, key.shape[1], self.max_tokens, key.shape[3])
-            self.keys[layer], self.values[layer] = key.new_empty(shape), value.new_empty(shape)
-        here, end = self.num_seen, self.num_seen + 1
-        self.keys[layer][:, :, here:end] = key
-        self.values[layer][:, :, here:end] = value
-        begin = 0 if window is None else max(0, end - window)
-        return self.keys[layer][:, :, begin:end], self.values[layer][:, :, begin:end]
+            self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
+        self.keys[layer].index_copy_(2, positions, key)
+        self.values[layer].index_copy_(2, positions, value)
+        return self.keys[layer][:, :, : self.num_seen], self.values[layer][:, :, : self.num_seen]
 
 
 class SequenceOps:
@@ -48,7 +46,7 @@ class SequenceOps:
         parameters: tensors by GGUF name, on one device; matrices are [N, K].
         token_ids: [B, T].
         positions: [T], the same for every sequence.
-        cache: attend over a dense cache, to which one token of each sequence is added; without one, over the T given.
+        cache: attend over a dense cache; without one, over the T tokens given.
         exact_logits: compute logits in float32, whatever the rest is in.
     """
 
@@ -66,7 +64,7 @@ class SequenceOps:
         self.cache = cache
         self.exact_logits = exact_logits
         self._angles: dict[Rope, tuple[Tensor, Tensor]] = {}
-        self._masks: dict[int, Tensor] = {}
+        self._masks: dict[int | None, Tensor] = {}
 
     def embed(self, table: QuantTensor, scale: float) -> Tensor:
         """[B, T, C]."""
@@ -97,16 +95,18 @@ class SequenceOps:
             q = _rms_norm(q, self._vector(spec.q_norm), spec.norm_eps)
             k = _rms_norm(k, self._vector(spec.k_norm), spec.norm_eps)
         q, k = self._rotate(q, spec.rope), self._rotate(k, spec.rope)
+        shared = heads // kv_heads  # heads that share keys become more queries, so that keys are not copied for each
         if self.cache is not None:
-            k, v = self.cache.append(spec.layer, k, v, spec.window)
-            q = q.reshape(batch, kv_heads, heads // kv_heads, dim)  # heads that share keys are queries side by side
-            out = F.scaled_dot_product_attention(q, k, v, scale=spec.scale)
-            return out.reshape(batch, 1, heads * dim)
-        if spec.window is None or spec.window >= length:
+            k, v = self.cache.write(spec.layer, self.positions, k, v)
+            unseen = ~self._mask(k.shape[2], spec.window).repeat(shared, 1)
+            q = q.reshape(batch, kv_heads, shared * length, dim) * spec.scale
+            # Two products: for few queries of many sequences that takes half as long as fused attention.
+            out = (q @ k.mT).masked_fill_(unseen, -torch.inf).softmax(dim=-1) @ v
+            out = out.view(batch, heads, length, dim)
+        elif spec.window is None or spec.window >= length:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale, enable_gqa=True)
         else:
-            shared = heads // kv_heads  # queries of one key, so that keys are not copied for each
-            mask = self._mask(spec.window).repeat(shared, 1)
+            mask = self._mask(length, spec.window).repeat(shared, 1)
             q = q.reshape(batch, kv_heads, shared * length, dim)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale)
             out = out.view(batch, heads, length, dim)
@@ -134,10 +134,12 @@ class SequenceOps:
         known = self.parameters.get(vector_key(weight))
         return known if known is not None else torch.from_numpy(weight).to(self.positions.device)
 
-    def _mask(self, window: int) -> Tensor:
+    def _mask(self, num_keys: int, window: int | None) -> Tensor:
         if window not in self._masks:
-            distance = self.positions[:, None] - self.positions[None, :]
-            self._masks[window] = (distance >= 0) & (distance < window)
+            key_positions = torch.arange(num_keys, device=self.positions.device)
+            distance = self.positions[:, None] - key_positions[None, :]
+            mask = distance >= 0
+            self._masks[window] = mask if window is None else mask & (distance < window)
         return self._masks[window]
 
     def _rotate(self, x: Tensor, rope: Rope) -> Tensor:
@@ -173,7 +175,7 @@ def vector_key(weight: Float32Array) -> str:
 
 @lru_cache
 def _inv_freq(rope: Rope, device: torch.device) -> Tensor:
-    # Kept: a copy from the host would be waited for.
+    # Kept: a copy from the host is not allowed while a CUDA graph is captured.
     return torch.tensor(rope.inv_freq, dtype=torch.float64, device=device)
 
 

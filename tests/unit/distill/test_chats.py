@@ -170,7 +170,7 @@ def test_texts_written_at_once_fit_the_memory(path: Path) -> None:
         spec = read_spec(file.metadata, None)
     row_bytes = 256 * spec.num_layers * spec.num_kv_heads * spec.head_dim * 4
     numbers = [rows_at_once(spec, num * 3 * row_bytes // 2) for num in (0, 1, 2, 3, 1000, 10**9)]
-    assert numbers == [1, 1, 2, 2, 512, 16384]
+    assert numbers == [1, 1, 2, 2, 512, 8192]
 
 
 def test_a_corpus(tokenizer: Tokenizer) -> None:
