@@ -24,6 +24,7 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
             return function
         config: Any = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, _MAX_SHAPES)
+        config.suppress_errors = True  # without a C compiler it goes on uncompiled, and says so
         return torch.compile(function, dynamic=False)
 
     @wraps(function)
