@@ -22,13 +22,17 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         matrices: What to train.
-        learning_rate: Comparable with AdamW's.
+        learning_rate: Comparable with AdamW's. A tensor's value counts when a step is made, in a CUDA graph, too.
         momentum: Share that is kept of the mean gradient, step by step.
         weight_decay: Part of each weight that a step of learning rate 1 would take away.
     """
 
     def __init__(
-        self, matrices: Iterable[Tensor], learning_rate: float, momentum: float = 0.95, weight_decay: float = 0.01
+        self,
+        matrices: Iterable[Tensor],
+        learning_rate: float | Tensor,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
     ) -> None:
         super().__init__(matrices, {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -55,7 +59,7 @@ class Muon(torch.optim.Optimizer):
             steps = orthogonal(torch.stack([wide[i] for i in indices]))
             size = -group["lr"] * _ADAM_RMS * math.sqrt(max(shape))
             for i, step in zip(indices, steps, strict=True):
-                matrices[i].add_(step if wide[i] is updates[i] else step.T, alpha=size)
+                matrices[i].add_((step if wide[i] is updates[i] else step.T) * size)
 
     def _mean(self, matrix: Tensor) -> Tensor:
         state = self.state[matrix]

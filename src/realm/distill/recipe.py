@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +13,17 @@ from numpy.typing import NDArray
 
 from realm.core.types import Int32Array
 from realm.distill.chats import LENGTH_TOKENS, Author, ChatPlan, Rows
-from realm.distill.lessons import Forward, Lessons, Taught, ask
+from realm.distill.lessons import Forward, Lessons, Taught
 from realm.distill.make import check_layers, check_vocabulary, count_tokens, make_draft, most_frequent
 from realm.distill.student import Student, TorchModel, tensor_keys
+from realm.distill.texts import Report, Texts
 from realm.distill.train import Distillation, TrainConfig, tokens_per_verification
 from realm.distill.workdir import WorkDir
 from realm.gguf import names
 from realm.gguf.reader import GGUFFile
 from realm.models.draft import read_draft
 
-Report = Callable[[str, int, int, str], None]
-"""(what is being done, done so far, of how much, a remark)."""
-
 DRAFT_LENGTHS = (2, 3, 4, 6, 8)
-_HELD_OUT_SEED = 1 << 32
 _SAVE_SECONDS = 60.0
 
 
@@ -99,17 +94,25 @@ def distill(
     spec = teacher.spec
     check_layers(recipe.layers, spec.num_layers)
     check_vocabulary(recipe.vocab_size, spec.vocab_size)
-    max_length = spec.context_length_tokens
-    if corpus is None:
-        texts = [(rows, plan.is_answer(rows)) for rows in _written(author, plan, recipe, max_length, work, report)]
-    else:
-        texts = [(rows, np.ones(rows.shape, np.bool_)) for rows in _cut(corpus, min(LENGTH_TOKENS, max_length))]
-    held_out = work.array("held-out", lambda: _hold_out(author, plan, recipe, max_length))
+    desk = Texts(
+        author,
+        plan,
+        recipe.num_tokens,
+        recipe.rows_per_round,
+        spec.context_length_tokens,
+        recipe.batch_tokens,
+        recipe.seed,
+        work,
+        report,
+    )
+    texts = desk.first() if corpus is None else _cut(corpus, min(LENGTH_TOKENS, spec.context_length_tokens))
+    held_out = desk.hold_out(recipe.num_held_out)
+    counts = [plan.is_answer(rows) if corpus is None else np.ones(rows.shape, np.bool_) for rows in texts]
     token_ids = None
     if recipe.vocab_size < spec.vocab_size:
-        said = [rows[:, 1:][answers[:, :-1]] for rows, answers in texts]
+        said = [rows[:, 1:][counting[:, :-1]] for rows, counting in zip(texts, counts, strict=True)]
         token_ids = most_frequent(count_tokens(said, spec.vocab_size), recipe.vocab_size)
-    device = next(iter(teacher.parameters.values())).device
+    device = teacher.device
     vocabulary = None if token_ids is None else torch.tensor(token_ids, device=device)
     judge = teacher.cut_head(vocabulary)
     student = Student(judge, recipe.layers, trains_head=token_ids is not None)
@@ -119,7 +122,19 @@ def distill(
 
     pruned = measure(student)
     config = TrainConfig(recipe.num_steps, recipe.learning_rate, seed=recipe.seed)
-    lessons = Lessons(_taught(judge, texts, recipe, work, report, device), recipe.batch_tokens)
+    answered = list(desk.ask(texts, judge))
+    if corpus is None:
+        answered += desk.others(texts, judge, vocabulary)
+        counts += [plan.is_answer(rows) for rows, _ in answered[len(texts) :]]
+    known = np.ones(spec.vocab_size, np.bool_)
+    if token_ids is not None:
+        known[:] = False
+        known[token_ids] = True
+    taught = [
+        Taught(rows, counting & _followed_by(known, rows), answers)
+        for (rows, answers), counting in zip(answered, counts, strict=True)
+    ]
+    lessons = Lessons(taught, recipe.batch_tokens, device)
     keys = tensor_keys(judge.weights, spec)
     trainable = {name: student.trained[key] for name, key in keys.items() if key in student.trained}
     _train(Distillation(student, trainable, [f"{names.OUTPUT}.weight"], lessons, config), config, work, report)
@@ -141,52 +156,11 @@ def plan_of(recipe: Recipe, fingerprint: str, corpus_hash: str) -> dict[str, obj
     return {**asdict(recipe), "layers": list(recipe.layers), "target": fingerprint, "corpus": corpus_hash}
 
 
-def _written(
-    author: Author, plan: ChatPlan, recipe: Recipe, max_length: int, work: WorkDir, report: Report
-) -> Iterator[Rows]:
-    done = 0
-    for number in count():
-        report("writing", min(done, recipe.num_tokens), recipe.num_tokens, "")
-        if done >= recipe.num_tokens:
-            return
-        rows = work.array(f"text-{number:05}", lambda n=number: _round(author, plan, recipe, max_length, n))  # type: ignore[misc]
-        done += rows.size
-        yield rows
-
-
-def _round(author: Author, plan: ChatPlan, recipe: Recipe, max_length: int, number: int) -> Rows:
-    length = plan.length(number, max_length)
-    # Long rows are fewer: what they hold in the KV cache is what bounds a round.
-    num_rows = max(1, recipe.rows_per_round * LENGTH_TOKENS // max(LENGTH_TOKENS, length))
-    seed = recipe.seed + number
-    return author.write(plan.draw(num_rows, seed), length, seed)
-
-
-def _hold_out(author: Author, plan: ChatPlan, recipe: Recipe, max_length: int) -> Rows:
-    """Chats with greedy answers, to questions that nothing was trained on."""
-    seed = recipe.seed + _HELD_OUT_SEED
-    texts = plan.draw(recipe.num_held_out, seed, answer_temperature=0.0)
-    return author.write(texts, min(LENGTH_TOKENS, max_length), seed)
-
-
-def _taught(
-    judge: TorchModel,
-    texts: Sequence[tuple[Rows, NDArray[np.bool_]]],
-    recipe: Recipe,
-    work: WorkDir,
-    report: Report,
-    device: torch.device,
-) -> list[Taught]:
-    taught = []
-    for number, (rows, counts) in enumerate(texts):
-        report("asking", number, len(texts), "")
-        answers = work.array(
-            f"answers-{number:05}",
-            lambda r=rows: ask(judge, r, recipe.batch_tokens, device),  # type: ignore[misc]
-        )
-        taught.append(Taught(rows, counts, answers))
-    report("asking", len(texts), len(texts), "")
-    return taught
+def _followed_by(known: NDArray[np.bool_], rows: Rows) -> NDArray[np.bool_]:
+    """[N, T] whether the next token of `rows` is `known` [V]: what a draft can't propose it need not learn."""
+    follows = np.ones(rows.shape, np.bool_)
+    follows[:, :-1] = known[rows[:, 1:]]
+    return follows
 
 
 def _cut(corpus: Int32Array, length: int) -> list[Rows]:

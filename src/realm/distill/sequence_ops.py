@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from realm.core.types import Float32Array
+from realm.distill.fused import fused
 from realm.kernels.ops import Activation, AttentionSpec, Linear, QuantTensor, Rope
 
 
@@ -46,7 +47,6 @@ class SequenceOps:
         token_ids: [B, T].
         positions: [T], the same for every sequence.
         cache: attend over a dense cache; without one, over the T tokens given.
-        last_only: give logits of the last position only.
         exact_logits: compute logits in float32, whatever the rest is in.
     """
 
@@ -56,14 +56,12 @@ class SequenceOps:
         token_ids: Tensor,
         positions: Tensor,
         cache: DenseCache | None = None,
-        last_only: bool = False,
         exact_logits: bool = False,
     ) -> None:
         self.parameters = parameters
         self.token_ids = token_ids
         self.positions = positions
         self.cache = cache
-        self.last_only = last_only
         self.exact_logits = exact_logits
         self._angles: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._masks: dict[int | None, Tensor] = {}
@@ -92,38 +90,42 @@ class SequenceOps:
         batch, length, _ = qkv.shape
         heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         qkv = qkv.view(batch, length, heads + 2 * kv_heads, dim).transpose(1, 2)
-        q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
+        q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
         if spec.q_norm is not None and spec.k_norm is not None:
             q = _rms_norm(q, self._vector(spec.q_norm), spec.norm_eps)
             k = _rms_norm(k, self._vector(spec.k_norm), spec.norm_eps)
         q, k = self._rotate(q, spec.rope), self._rotate(k, spec.rope)
+        shared = heads // kv_heads  # heads that share keys become more queries, so that keys are not copied for each
         if self.cache is not None:
             k, v = self.cache.write(spec.layer, self.positions, k, v)
+            unseen = ~self._mask(k.shape[2], spec.window).repeat(shared, 1)
+            q = q.reshape(batch, kv_heads, shared * length, dim) * spec.scale
+            # Two products: for few queries of many sequences that takes half as long as fused attention.
+            out = (q @ k.mT).masked_fill_(unseen, -torch.inf).softmax(dim=-1) @ v
+            out = out.view(batch, heads, length, dim)
         elif spec.window is None or spec.window >= length:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale, enable_gqa=True)
-            return out.transpose(1, 2).reshape(batch, length, heads * dim)
-        # Heads that share keys become more queries, so that keys are not copied for each.
-        shared = heads // kv_heads
-        q = q.reshape(batch, kv_heads, shared * length, dim)
-        mask = self._mask(k.shape[2], spec.window).repeat(shared, 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale)
-        return out.view(batch, heads, length, dim).transpose(1, 2).reshape(batch, length, heads * dim)
+        else:
+            mask = self._mask(length, spec.window).repeat(shared, 1)
+            q = q.reshape(batch, kv_heads, shared * length, dim)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale)
+            out = out.view(batch, heads, length, dim)
+        return out.transpose(1, 2).reshape(batch, length, heads * dim)
 
     def keep_judged(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T or 1, C] and [B, T or 1, H*D]."""
-        return (x[:, -1:], attended[:, -1:]) if self.last_only else (x, attended)
+        """[B, T, C] and [B, T, H*D]: all of them."""
+        return x, attended
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """[B, T, F]."""
-        gate, up = gate_up.chunk(2, dim=-1)
-        return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+        return _gated(gate_up, activation == "silu")
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """Sum."""
         return x + y
 
     def logits(self, x: Tensor, norm_weight: Float32Array, eps: float, head: Linear) -> Tensor:
-        """[B, T or 1, V]."""
+        """[B, T, V]."""
         h = self.rms_norm(x, norm_weight, eps)
         return self.linear(h.float() if self.exact_logits else h, head)
 
@@ -135,7 +137,7 @@ class SequenceOps:
     def _mask(self, num_keys: int, window: int | None) -> Tensor:
         if window not in self._masks:
             key_positions = torch.arange(num_keys, device=self.positions.device)
-            distance = self.positions[:, None] - (self.positions if self.cache is None else key_positions)[None, :]
+            distance = self.positions[:, None] - key_positions[None, :]
             mask = distance >= 0
             self._masks[window] = mask if window is None else mask & (distance < window)
         return self._masks[window]
@@ -144,16 +146,26 @@ class SequenceOps:
         if rope not in self._angles:
             angles = self.positions.double()[:, None] * _inv_freq(rope, x.device)
             self._angles[rope] = ((angles.cos() * rope.mscale).to(x.dtype), (angles.sin() * rope.mscale).to(x.dtype))
-        cos, sin = self._angles[rope]
-        rotary = 2 * len(rope.inv_freq)
-        r, rest = x[..., :rotary], x[..., rotary:]
-        if rope.interleaved:
-            a, b = r[..., 0::2], r[..., 1::2]
-            r = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
-        else:
-            a, b = r.chunk(2, dim=-1)
-            r = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
-        return torch.cat([r, rest], dim=-1)
+        return _rotated(x, *self._angles[rope], rope.interleaved)
+
+
+@fused
+def _gated(gate_up: Tensor, is_silu: bool) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return (F.silu(gate) if is_silu else F.gelu(gate, approximate="tanh")) * up
+
+
+@fused
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, is_interleaved: bool) -> Tensor:
+    rotary = 2 * cos.shape[-1]
+    r, rest = x[..., :rotary], x[..., rotary:]
+    if is_interleaved:
+        a, b = r[..., 0::2], r[..., 1::2]
+        r = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    else:
+        a, b = r.chunk(2, dim=-1)
+        r = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return torch.cat([r, rest], dim=-1) if rotary < x.shape[-1] else r
 
 
 def vector_key(weight: Float32Array) -> str:

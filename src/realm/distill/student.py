@@ -72,16 +72,21 @@ class TorchModel:
             parameters[vector_key(vector)] = torch.from_numpy(vector).to(device)
         return cls(weights, spec, parameters)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(iter(self.parameters.values())).device
+
     def __call__(self, token_ids: Tensor) -> Tensor:
         """Logits [B, T, V] of sequences [B, T]."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         ops = SequenceOps(self.parameters, token_ids, positions, exact_logits=self.exact_logits)
         return decode(ops, self.weights, self.spec)
 
-    def step(self, token_ids: Tensor, positions: Tensor, cache: DenseCache) -> Tensor:
-        """Logits [B, V] after one more token each, [B, 1] at `positions` [1]."""
-        ops = SequenceOps(self.parameters, token_ids, positions, cache, last_only=True, exact_logits=self.exact_logits)
-        return decode(ops, self.weights, self.spec)[:, -1]
+    def step(self, token_ids: Tensor, position: Tensor, cache: DenseCache) -> Tensor:
+        """Logits [B, V] after one more token each, [B] at `position` [1]."""
+        ops = SequenceOps(self.parameters, token_ids[:, None], position, cache, exact_logits=self.exact_logits)
+        return decode(ops, self.weights, self.spec)[:, 0]
 
     def cut_head(self, vocabulary: Tensor | None) -> TorchModel:
         """The same model giving logits of the tokens in `vocabulary` [V_draft] only, in that order."""
@@ -136,7 +141,7 @@ def as_stored(values: Tensor) -> Tensor:
     blocks = values.detach().view(-1, LAYOUTS[STORED_TYPE].block_elements)
     low, high = blocks.aminmax(dim=1, keepdim=True)
     scale = (high - low) / 15
-    integers = ((blocks - low) * torch.where(scale == 0, 0.0, 1 / scale) + 0.5).floor_().clamp_(0, 15)
+    integers = ((blocks - low) * (1 / scale).masked_fill(scale == 0, 0.0) + 0.5).floor_().clamp_(0, 15)
     rounded = integers * scale.half().float() + low.half().float()
     return values + (rounded.view_as(values) - values.detach())
 

@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from realm.distill.chats import Rows
+from realm.distill.fused import Replayed, fused
 from realm.distill.lessons import Forward, Lesson
 from realm.distill.optimizer import Muon
 
 _REPORT_STEPS = 10
 _NOT_MATRICES = 0.25  # of the learning rate; and the head's, each of whose rows stands for itself
 _EVALUATED_ROWS = 16  # at a time
+_STEPS_BEFORE_CAPTURE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class TrainConfig:
     learning_rate: float
     warmup_steps: int = 100
     weight_decay: float = 0.01
-    greedy_weight: float = 0.2
+    greedy_weight: float = 0.6
     """Share of the loss that is cross-entropy with the target's likeliest token."""
     seed: int = 0
 
@@ -70,10 +71,18 @@ class Distillation:
         whole = [t for name, t in trainable.items() if t.dim() == 2 and name not in by_rows]
         others = [t for name, t in trainable.items() if t.dim() != 2 or name in by_rows]
         decay = config.weight_decay
-        self._optimizers: dict[float, torch.optim.Optimizer] = {
-            1.0: Muon(whole, config.learning_rate, weight_decay=decay),
-            _NOT_MATRICES: torch.optim.AdamW(others, config.learning_rate, betas=(0.9, 0.95), weight_decay=decay),
-        }
+        device = next(iter(trainable.values())).device
+        self._rates = {share: torch.tensor(0.0, device=device) for share in (1.0, _NOT_MATRICES)}
+        """Learning rates, by their share of the largest; tensors, so that they can change in a CUDA graph."""
+        on_cuda = device.type == "cuda"
+        self._optimizers: tuple[torch.optim.Optimizer, ...] = (
+            Muon(whole, self._rates[1.0], weight_decay=decay),
+            torch.optim.AdamW(
+                others, self._rates[_NOT_MATRICES], betas=(0.9, 0.95), weight_decay=decay, capturable=on_cuda
+            ),
+        )
+        self._device = device
+        self._by_shape: dict[torch.Size, tuple[Lesson, Replayed]] = {}
         self._step = 0
 
     def run(self) -> Iterator[Progress]:
@@ -87,7 +96,7 @@ class Distillation:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on from here."""
-        optimizers = [optimizer.state_dict() for optimizer in self._optimizers.values()]
+        optimizers = [optimizer.state_dict() for optimizer in self._optimizers]
         return {"step": self._step, "tensors": dict(self._trainable), "optimizers": optimizers}
 
     @torch.no_grad()
@@ -96,8 +105,11 @@ class Distillation:
         self._step = state["step"]
         for name, values in state["tensors"].items():
             self._trainable[name].copy_(values)
-        for optimizer, kept in zip(self._optimizers.values(), state["optimizers"], strict=True):
+        for optimizer, rate, kept in zip(self._optimizers, self._rates.values(), state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        self._by_shape.clear()
 
     def _lesson(self, step: int) -> Lesson:
         turn, index = divmod(step, len(self._lessons))
@@ -106,18 +118,27 @@ class Distillation:
         return self._lessons[int(order[index])]
 
     def _train(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        config = self._config
-        here = lesson.to(next(iter(self._trainable.values())).device)
-        loss, agreement = _loss(here, self._draft(here.token_ids), config.greedy_weight)
-        for share, optimizer in self._optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = share * config.learning_rate * _rate(self._step, config)
+        for share, rate in self._rates.items():
+            rate.fill_(share * self._config.learning_rate * _rate(self._step, self._config))
+        new = lesson.to(self._device)
+        shape = new.token_ids.shape
+        if shape not in self._by_shape:
+            self._by_shape[shape] = new, Replayed(lambda: self._learn(new), self._device, _STEPS_BEFORE_CAPTURE)
+        here, learn = self._by_shape[shape]
+        if here is not new:
+            here.fill(new)
+        result: tuple[Tensor, Tensor] = learn()
+        return result
+
+    def _learn(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        loss, agreement = _loss(lesson, self._draft(lesson.token_ids), self._config.greedy_weight)
+        for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._trainable.values(), 1.0)
-        for optimizer in self._optimizers.values():
+        for optimizer in self._optimizers:
             optimizer.step()
-        return loss, agreement
+        return loss.detach(), agreement
 
 
 def _rate(step: int, config: TrainConfig) -> float:
@@ -128,12 +149,19 @@ def _rate(step: int, config: TrainConfig) -> float:
 
 
 def _loss(lesson: Lesson, got: Tensor, greedy_weight: float) -> tuple[Tensor, Tensor]:
-    log_draft = F.log_softmax(got, dim=-1, dtype=torch.float32).gather(-1, lesson.likeliest)  # [B, T, K]
-    soft, hard = (lesson.probabilities * log_draft).sum(-1), log_draft[..., 0]
+    soft, hard, best = _judged(got, lesson.likeliest, lesson.probabilities)
     num = lesson.counts.sum().clamp(min=1)
-    loss = -(((1 - greedy_weight) * soft + greedy_weight * hard) * lesson.counts).sum() / num
-    agrees = (got.detach().argmax(-1) == lesson.likeliest[..., 0]) & lesson.counts
+    loss = (((1 - greedy_weight) * soft + greedy_weight * hard) * lesson.counts).sum() / num
+    agrees = (best == lesson.likeliest[..., 0]) & lesson.counts
     return loss, agrees.sum() / num
+
+
+@fused
+def _judged(got: Tensor, likeliest: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropies [B, T] of logits [B, T, V] with `probabilities` and with the likeliest token, and theirs."""
+    chosen = got.gather(-1, likeliest).float()  # [B, T, K]
+    total = torch.logsumexp(got.float(), dim=-1)
+    return total - (probabilities * chosen).sum(-1), total - chosen[..., 0], got.detach().argmax(-1)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from realm.core.errors import InvalidRequest
 from realm.distill.chats import ChatPlan, ChatTokens, EngineAuthor, Text, Turns, encode_corpus, plan_chats
 from realm.distill.corpus import TorchAuthor, _Turns, rows_at_once
+from realm.distill.lessons import ask
 from realm.distill.student import TorchModel
 from realm.gguf.reader import GGUFFile
 from realm.models.config import read_spec
@@ -147,12 +148,29 @@ def test_torch_writes_what_the_engine_writes(path: Path) -> None:
     assert np.array_equal(written, expected)
 
 
+def test_what_it_tells_while_writing_is_what_it_says_when_asked(path: Path) -> None:
+    with GGUFFile.open(path) as file:
+        spec = read_spec(file.metadata, None)
+        teacher = TorchModel.load(load_weights(file, spec), spec, torch.device("cpu"), torch.float32)
+        tokenizer = load_tokenizer(file.metadata)
+        plan = plan_chats(load_chat_template(file.metadata, tokenizer), tokenizer)
+    author = TorchAuthor(teacher, plan.chat, teacher.device)
+    texts = plan.draw(6, 0)
+    for vocabulary in (torch.arange(30, 100), None):
+        rows, told = author.write_and_tell(texts, 40, 3, vocabulary)
+        assert np.array_equal(rows, author.write(texts, 40, 3))
+        said = ask(teacher.cut_head(vocabulary), rows, 1000, teacher.device)
+        assert told.dtype == said.dtype
+        np.testing.assert_allclose(told["probabilities"], said["probabilities"], atol=1e-3)
+        assert (told["ids"][..., 0] == said["ids"][..., 0]).mean() > 0.99
+
+
 def test_texts_written_at_once_fit_the_memory(path: Path) -> None:
     with GGUFFile.open(path) as file:
         spec = read_spec(file.metadata, None)
     row_bytes = 256 * spec.num_layers * spec.num_kv_heads * spec.head_dim * 4
-    numbers = [rows_at_once(spec, num * 2 * row_bytes) for num in (0, 1, 2, 3, 1000, 10**9)]
-    assert numbers == [1, 1, 2, 2, 512, 4096]
+    numbers = [rows_at_once(spec, num * 3 * row_bytes // 2) for num in (0, 1, 2, 3, 1000, 10**9)]
+    assert numbers == [1, 1, 2, 2, 512, 8192]
 
 
 def test_a_corpus(tokenizer: Tokenizer) -> None:

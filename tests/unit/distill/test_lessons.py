@@ -35,7 +35,7 @@ def test_batches_have_rows_of_one_length_from_all_over() -> None:
         rows = np.full((size, length), number, np.int32) + 10 * np.arange(size, dtype=np.int32)[:, None]
         rows %= 50
         taught.append(Taught(rows, rows % 2 == 0, ask(target(20), rows, 100, CPU)))
-    lessons = Lessons(taught, 17)
+    lessons = Lessons(taught, 17, CPU)
     shapes = [tuple(lessons[i].token_ids.shape) for i in range(len(lessons))]
     assert sorted(shapes) == [(1, 10)] * 3 + [(4, 4)] * 4
     mixed = 0
