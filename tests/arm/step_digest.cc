@@ -1,5 +1,6 @@
 // Runs small models, one of each tensor type and KV type, on every instruction set of this CPU, and prints a digest of
 // the logits' bits: "<tensor type> <KV type> <instruction set> <digest>". Machines agree if they print the same digests.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -55,27 +56,33 @@ void build(Program& program, const Type& type) {
   for (int i = 0; i < kHeadDim / 2; ++i) frequencies.push_back(std::ldexp(1.0, -i / 3));
   const int norm = program.add_vector(ones.data(), kHidden);
   const int rope = program.add_rope(frequencies.data(), frequencies.size(), false, 1.0);
-  const int x = program.add_value(kHidden, true, false), normed = program.add_value(kHidden, true, true);
-  const int qkv = program.add_value(kWidthQKV, true, false), mixed = program.add_value(kHeads * kHeadDim, true, true);
-  const int wide = program.add_value(kFeedForward, true, true);
   const int table = matrix(kVocab, kHidden);
+  int x = program.add_value(kHidden, true, false, false);
   program.embed(table, 1.0f, x);
+  const int qkv = program.add_value(kWidthQKV, true, false, false);
   for (int layer = 0; layer < kLayers; ++layer) {
-    program.rms_norm(x, norm, 1e-5f, kNone, normed, false);
+    const bool judged = layer == kLayers - 1;  // from its attention on, only rows that are judged
+    const int normed = program.add_value(kHidden, true, true, false);
+    program.rms_norm(x, norm, 1e-5f, kNone, normed);
     program.matmul(normed, {matrix(kWidthQKV, kHidden)}, {kNone}, qkv, false);
     const realm::HeadSpec heads{kHeads, kKVHeads, kHeadDim, layer == 0 ? 0 : 50, 0.125f, 1e-5f, kNone, kNone, rope};
+    const int mixed = program.add_value(kHeads * kHeadDim, true, true, judged);
     program.attention(qkv, heads, mixed);
+    if (judged) x = program.keep_judged(x);
     program.matmul(mixed, {matrix(kHidden, kHidden)}, {kNone}, x, true);
-    program.rms_norm(x, norm, 1e-5f, kNone, normed, false);
+    const int attended = program.add_value(kHidden, true, true, judged);
+    program.rms_norm(x, norm, 1e-5f, kNone, attended);
     const int gate = matrix(kFeedForward, kHidden), up = matrix(kFeedForward, kHidden);
-    program.gated_matmul(normed, gate, up, kNone, kNone, layer == 0 ? realm::Activation::silu : realm::Activation::gelu_tanh, wide);
+    const int wide = program.add_value(kFeedForward, true, true, judged);
+    program.gated_matmul(attended, gate, up, kNone, kNone, layer == 0 ? realm::Activation::silu : realm::Activation::gelu_tanh, wide);
     program.matmul(wide, {matrix(kHidden, kFeedForward)}, {kNone}, x, true);
   }
-  program.rms_norm(x, norm, 1e-5f, kNone, normed, true);
+  const int normed = program.add_value(kHidden, true, true, true);
+  program.rms_norm(x, norm, 1e-5f, kNone, normed);
   program.logits(normed, {table}, {kNone});
 }
 
-// Prefills two requests in chunks that mix, then decodes both, and hashes all logits (FNV-1a).
+// Prefills two requests in chunks that mix, then decodes both, and hashes all logits (FNV-1a), in the end the likeliest tokens.
 std::uint64_t digest(Program& program) {
   const int chunks[][2] = {{40, 9}, {40, 20}, {40, 24}, {1, 1}, {1, 1}};
   std::int32_t context[2] = {0, 0};
@@ -83,6 +90,7 @@ std::uint64_t digest(Program& program) {
   for (int i = 0; i < 2 * kMaxBlocks; ++i) tables.push_back((7 * i + 3) % (2 * kMaxBlocks));
   const std::int32_t slots[2] = {kNone, kNone};
   std::uint64_t hash = 14695981039346656037ull;
+  const auto add = [&hash](std::uint32_t bits) { hash = (hash ^ bits) * 1099511628211ull; };
   for (const auto& chunk : chunks) {
     const int num_tokens = chunk[0] + chunk[1];
     const std::int32_t starts[3] = {0, chunk[0], num_tokens};
@@ -98,10 +106,16 @@ std::uint64_t digest(Program& program) {
         if (!std::isfinite(logit)) return 0;
         std::uint32_t bits;
         std::memcpy(&bits, &logit, 4);
-        hash = (hash ^ bits) * 1099511628211ull;
+        add(bits);
       }
     }
     for (int r = 0; r < 2; ++r) context[r] += chunk[r];
+  }
+  const std::int32_t starts[3] = {0, 1, 2}, ids[2] = {5, 7}, rows[2] = {0, 1};
+  program.step({2, 2, 2, kMaxBlocks, ids, starts, context, tables.data(), rows, slots, true});
+  for (int row : rows) {
+    const float* logits = program.logits_data() + row * program.logits_stride();
+    add(static_cast<std::uint32_t>(std::max_element(logits, logits + kVocab) - logits));
   }
   return hash;
 }
@@ -113,7 +127,7 @@ int main() {
                                    {"Q4_0", 2, 18, {0}},       {"Q4_1", 3, 20, {0, 2}},   {"Q5_0", 6, 22, {0}},
                                    {"Q5_1", 7, 24, {0, 2}},    {"Q8_0", 8, 34, {0}},      {"Q2_K", 10, 84, {80, 82}},
                                    {"Q3_K", 11, 110, {108}},   {"Q4_K", 12, 144, {0, 2}}, {"Q5_K", 13, 176, {0, 2}},
-                                   {"Q6_K", 14, 210, {208}}};
+                                   {"Q6_K", 14, 210, {208}},   {"Q8_0_PLANES", 31, 34, {0}}};
   const std::pair<const char*, KVType> kv_types[] = {{"f16", KVType::f16}, {"f32", KVType::f32}, {"int8", KVType::int8}};
   bool finite = true;
   for (const Type& type : types) {
