@@ -20,7 +20,7 @@ namespace {
 struct Shape {
   int type_id, num_outputs, num_inputs;
 
-  int num_tiles() const { return (num_outputs + kTileRows - 1) / kTileRows; }
+  int num_tiles() const { return tiles_of(num_outputs); }
   size_t bytes() const { return packed_bytes(type_id, num_outputs, num_inputs); }
 };
 Shape checked(int type_id, int num_outputs, int num_inputs) {

@@ -127,7 +127,7 @@ double run_lora(const LoraTable& table, ThreadPool& pool, const std::vector<Lora
     pool.barrier();
     float* out = y;
     for (size_t part = 0; part < num_outputs.size(); out += num_outputs[part++]) {
-      const Share share = share_of((num_outputs[part] + kTileRows - 1) / kTileRows, thread, pool.num_threads());
+      const Share share = share_of(tiles_of(num_outputs[part]), thread, pool.num_threads());
       lora_expand(table, runs, static_cast<int>(part), num_outputs[part], t, t_stride, out, y_stride, share.begin, share.end);
     }
   });

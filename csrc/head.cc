@@ -24,7 +24,7 @@ struct ScreenedHead {
   Value out;
   int site;
 
-  int num_tiles() const { return (matrix->num_rows + kTileRows - 1) / kTileRows; }
+  int num_tiles() const { return tiles_of(matrix->num_rows); }
   bool screens(const Step& step) const {
     return step.input().likeliest_only && step.num_judged() <= kMaxScreenedRows && step.lora_runs(site).empty();
   }

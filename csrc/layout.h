@@ -60,6 +60,7 @@ enum class QuantType : int {
 constexpr int kNumTypeIds = 32;
 
 constexpr int kTileRows = 16;     // output features of a weight tile
+constexpr int tiles_of(int num_rows) { return (num_rows + kTileRows - 1) / kTileRows; }
 constexpr int kBlockInputs = 32;  // inputs of a block
 constexpr int kHalfInputs = 16;   // inputs that share an activation scale
 constexpr int kPanelRows = 8;     // activation rows of a panel
@@ -144,7 +145,7 @@ constexpr size_t low_tile_bytes(int num_inputs) {
 }
 template <QuantType type>
 constexpr size_t low_plane_offset(int num_rows, int num_inputs) {
-  return static_cast<size_t>((num_rows + kTileRows - 1) / kTileRows) * tile_bytes<type>(num_inputs);
+  return static_cast<size_t>(tiles_of(num_rows)) * tile_bytes<type>(num_inputs);
 }
 
 // Calls `f` with a std::integral_constant-like tag for the type; false if the id is not one of ours.

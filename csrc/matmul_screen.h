@@ -27,7 +27,7 @@ REALM_INLINE void add_upper_block(f32x16 (&acc)[R], const uint8_t* w, f32x16 d, 
 template <int R>
 __attribute__((noinline)) void screen_tiles(const ScreenArgs& args, int tile_begin, int tile_end) {
   constexpr IntegerLayout layout = integer_layout<kUpperPlane>();
-  const int num_blocks = args.num_inputs / kBlockInputs, num_tiles = (args.num_outputs + kTileRows - 1) / kTileRows;
+  const int num_blocks = args.num_inputs / kBlockInputs, num_tiles = tiles_of(args.num_outputs);
   const uint8_t* w = args.weights + tile_begin * tile_bytes<kUpperPlane>(args.num_inputs);
   for (int tile = tile_begin; tile < tile_end; tile++) {
     f32x16 acc[R], bound[R];

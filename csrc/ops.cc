@@ -122,7 +122,7 @@ void run_units(const Kernels& k, const Value& x, const MatmulPart& part, int num
   const int first = unit_begin * kColumns, num_columns = std::min(w.num_rows, unit_end * kColumns) - first;
   MatmulArgs args{w.packed, w.num_rows, w.num_inputs, num_rows, x.panels, x.rows, x.row_stride, out - first, out_stride, accumulate};
   args.ahead = lane.ahead;
-  k.matmul->matmul[w.type_id](args, first / kTileRows, (first + num_columns + kTileRows - 1) / kTileRows);
+  k.matmul->matmul[w.type_id](args, first / kTileRows, tiles_of(first + num_columns));
   if (part.bias == nullptr) return;
   const float* bias = part.bias + first;
   for (int row = 0; row < num_rows; ++row)
@@ -150,7 +150,7 @@ void run_adapters(const Kernels& k, const Step& step, const LoraInlet& lora, int
   const std::vector<LoraRun>& runs = step.lora_runs(lora.site);
   if (runs.empty()) return;
   constexpr int tiles = kColumns / kTileRows;
-  const int tile_end = std::min((w.num_rows + kTileRows - 1) / kTileRows, unit_end * tiles);
+  const int tile_end = std::min(tiles_of(w.num_rows), unit_end * tiles);
   lora_expand(*k.lora, runs, part, w.num_rows, lora.ranks->t, lora.ranks->stride, out - unit_begin * kColumns, out_stride,
               unit_begin * tiles, tile_end);
 }

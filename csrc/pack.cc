@@ -253,7 +253,7 @@ size_t packed_bytes(int type_id, int num_rows, int num_inputs) {
   size_t bytes = 0;
   with_type(type_id, [&](auto tag) {
     bytes = (tile_bytes<tag.value>(num_inputs) + low_tile_bytes<tag.value>(num_inputs)) *
-            static_cast<size_t>((num_rows + kTileRows - 1) / kTileRows);
+            static_cast<size_t>(tiles_of(num_rows));
   });
   return bytes;
 }

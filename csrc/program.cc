@@ -57,7 +57,7 @@ int Program::add_matrix(int type_id, const std::uint8_t* gguf, std::size_t num_b
   require(weights_used_ + size <= weights_.size(), "more weights than reserved");
   std::uint8_t* packed = weights_.data() + weights_used_;
   weights_used_ += size;
-  const int num_tiles = (num_rows + kTileRows - 1) / kTileRows;
+  const int num_tiles = tiles_of(num_rows);
   std::vector<float> low_norms(config_.num_threads);
   pool_->run([&](int thread) {
     const Share share = share_of(num_tiles, thread, config_.num_threads);

@@ -19,11 +19,15 @@ class Texts(Sequence[str]):
         self._data = bytearray()
         self._ends = array("Q", [0])
         for text in texts:
-            self.append(text)
+            self._append(text.encode())
 
-    def append(self, text: str) -> None:
-        """Add a text at the end."""
-        self._data += text.encode()
+    def append_utf8(self, raw: bytes) -> None:
+        """Add a text at the end; UnicodeDecodeError if `raw` is no UTF-8."""
+        raw.decode()
+        self._append(raw)
+
+    def _append(self, raw: bytes) -> None:
+        self._data += raw
         self._ends.append(len(self._data))
 
     def __len__(self) -> int:

@@ -15,8 +15,8 @@ from realm.core.types import Int32Array
 from realm.distill.chats import LENGTH_TOKENS, Author, ChatPlan, Rows
 from realm.distill.lessons import Forward, Lessons, Taught
 from realm.distill.make import check_layers, check_vocabulary, count_tokens, make_draft, most_frequent
+from realm.distill.rounds import Report, Rounds
 from realm.distill.student import Student, TorchModel, tensor_keys
-from realm.distill.texts import Report, Texts
 from realm.distill.train import Distillation, TrainConfig, tokens_per_verification
 from realm.distill.workdir import WorkDir
 from realm.gguf import names
@@ -94,7 +94,7 @@ def distill(
     spec = teacher.spec
     check_layers(recipe.layers, spec.num_layers)
     check_vocabulary(recipe.vocab_size, spec.vocab_size)
-    desk = Texts(
+    rounds = Rounds(
         author,
         plan,
         recipe.num_tokens,
@@ -105,8 +105,8 @@ def distill(
         work,
         report,
     )
-    texts = desk.first() if corpus is None else _cut(corpus, min(LENGTH_TOKENS, spec.context_length_tokens))
-    held_out = desk.hold_out(recipe.num_held_out)
+    texts = rounds.first() if corpus is None else _cut(corpus, min(LENGTH_TOKENS, spec.context_length_tokens))
+    held_out = rounds.hold_out(recipe.num_held_out)
     counts = [plan.is_answer(rows) if corpus is None else np.ones(rows.shape, np.bool_) for rows in texts]
     token_ids = None
     if recipe.vocab_size < spec.vocab_size:
@@ -122,9 +122,9 @@ def distill(
 
     pruned = measure(student)
     config = TrainConfig(recipe.num_steps, recipe.learning_rate, seed=recipe.seed)
-    answered = list(desk.ask(texts, judge))
+    answered = list(rounds.ask(texts, judge))
     if corpus is None:
-        answered += desk.others(texts, judge, vocabulary)
+        answered += rounds.others(texts, judge, vocabulary)
         counts += [plan.is_answer(rows) for rows, _ in answered[len(texts) :]]
     known = np.ones(spec.vocab_size, np.bool_)
     if token_ids is not None:

@@ -139,7 +139,7 @@ class Cursor:
                 position = start + unpack(buffer, position)[0]
                 if position > end:
                     break
-                strings.append(buffer[start:position].decode())
+                strings.append_utf8(buffer[start:position])
         except struct.error:
             position = end + 1
         except UnicodeDecodeError as error:

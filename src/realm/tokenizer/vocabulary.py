@@ -199,7 +199,7 @@ def _is_float32(value: float) -> bool:
 
 def check_utf8(name: str, texts: Sequence[str]) -> None:
     """ModelFileError if a text holds what UTF-8 can't: readers smuggle invalid bytes in as lone surrogates."""
-    if _encodes("".join(texts)):
+    if isinstance(texts, Texts) or _encodes("".join(texts)):
         return
     index = next(i for i, text in enumerate(texts) if not _encodes(text))
     raise ModelFileError(f"{PREFIX}{name} entry {index} is not valid UTF-8: {texts[index]!r}")

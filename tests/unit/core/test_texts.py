@@ -28,3 +28,11 @@ def test_texts_equal_a_list_of_the_same() -> None:
 def test_texts_take_no_lone_surrogates() -> None:
     with pytest.raises(UnicodeEncodeError):
         Texts(["a", "\udc80"])
+
+
+def test_bytes_that_are_no_utf8_are_not_added() -> None:
+    packed = Texts(["a"])
+    packed.append_utf8("日本".encode())
+    with pytest.raises(UnicodeDecodeError):
+        packed.append_utf8(b"\xff")
+    assert packed == ["a", "日本"]

@@ -11,8 +11,8 @@ import torch
 from realm.distill import texts as texts_module
 from realm.distill.chats import ChatPlan, Rows, Text, plan_chats
 from realm.distill.corpus import TorchAuthor
+from realm.distill.rounds import Rounds
 from realm.distill.student import TorchModel
-from realm.distill.texts import Texts
 from realm.distill.workdir import WorkDir
 from realm.gguf.reader import GGUFFile
 from realm.models.config import read_spec
@@ -56,10 +56,10 @@ def test_what_is_noted_while_writing_is_what_is_asked_for_later(
     found = []
     for place, who in (("told", author), ("asked", silent), ("asked", silent)):
         work = WorkDir(tmp_path / place, {})
-        desk = Texts(who, plan, 1500, 4, 96, 512, 0, work, lambda *_: None)
-        first = desk.first()
+        rounds = Rounds(who, plan, 1500, 4, 96, 512, 0, work, lambda *_: None)
+        first = rounds.first()
         assert [rows.shape for rows in first] == [(4, 96)]
-        found.append([*desk.ask(first, judge), *desk.others(first, judge, vocabulary)])
+        found.append([*rounds.ask(first, judge), *rounds.others(first, judge, vocabulary)])
     assert [len(answered) for answered in found] == [4, 4, 4]
     assert silent.num_written == 4, "what was kept is not written again"
     for told, *asked in zip(*found, strict=True):

@@ -25,7 +25,7 @@ _FIRST_TOKENS = 8_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class Rounds:
     """Rounds of text that a target writes.
 
     Args:
