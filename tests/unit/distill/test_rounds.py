@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from realm.distill import texts as texts_module
+from realm.distill import rounds as rounds_module
 from realm.distill.chats import ChatPlan, Rows, Text, plan_chats
 from realm.distill.corpus import TorchAuthor
 from realm.distill.rounds import Rounds
@@ -48,7 +48,7 @@ def test_what_is_noted_while_writing_is_what_is_asked_for_later(
     target: tuple[TorchModel, ChatPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, plan = target
-    monkeypatch.setattr(texts_module, "_FIRST_TOKENS", 300)
+    monkeypatch.setattr(rounds_module, "_FIRST_TOKENS", 300)
     author = TorchAuthor(model, plan.chat, model.device)
     silent = Silent(author)
     vocabulary = torch.arange(20, 120)
